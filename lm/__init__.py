@@ -1,0 +1,18 @@
+"""Character-level language models with minGRU and minLSTM ("Were RNNs All We Needed?", arXiv 2410.01201)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm.run import load as load
+
+__all__ = ["load"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`lm.load`, without making every import of a submodule load torch."""
+    if name == "load":
+        from lm.run import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

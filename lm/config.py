@@ -1,0 +1,369 @@
+"""The configuration: typed dataclasses, one docstring per field, which becomes that option's line in `--help`.
+
+Order of precedence: the defaults here < a YAML file < the command line. Imports nothing of ours and no torch, so that
+`--help` and a wrong option answer at once.
+"""
+
+import difflib
+import math
+import re
+import sys
+import textwrap
+from argparse import ArgumentError
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+MixerName = Literal["mingru", "minlstm", "attention"]
+
+
+class UserError(Exception):
+    """A mistake of the user's: shown as one line on stderr, exit code 2, no traceback."""
+
+
+@dataclass
+class DataConfig:
+    corpus: str = "tiny_shakespeare"
+    """tiny_shakespeare, shakespeare, a text file, folder or glob, or the id of a data set on the Hub"""
+    context: int = 256
+    """characters that a training sequence has, and a window of the windowed validation loss"""
+    batch_size: int = 16
+    """sequences in one optimiser step, over all devices"""
+    sampling: Literal["windows", "streams"] = "windows"
+    """random windows from a zero state, or contiguous streams whose state is carried from batch to batch"""
+    column: str = "text"
+    """column that holds the text (Hub, parquet, json and csv corpora)"""
+    split: str | None = None
+    """split to take (Hub corpora; default: all, in their order)"""
+    revision: str | None = None
+    """revision of the data set (Hub corpora)"""
+
+
+@dataclass
+class MixerOptions:
+    expansion: float | None = None
+    """mingru, minlstm: hidden channels as a multiple of the width (default 2)"""
+    convolution: int | None = None
+    """mingru, minlstm: size of the causal convolution before the cell, 0 for none (default 4)"""
+    gate_bias: float | None = None
+    """mingru, minlstm: initial bias of the gates towards keeping the past (default 0)"""
+    heads: int | None = None
+    """attention: number of heads (default: width / 32)"""
+    window: int | None = None
+    """attention: how far back it sees, which is also the length of its cache (default: data.context)"""
+
+
+@dataclass
+class ModelConfig:
+    mixer: MixerName | list[MixerName] = "mingru"
+    """what mixes over time: mingru, minlstm or attention; or a list, one per layer"""
+    options: MixerOptions = field(default_factory=MixerOptions)
+    """options of the mixers; each goes to the mixers that have it"""
+    width: int = 128
+    """channels of the residual stream"""
+    layers: int = 3
+    """number of blocks"""
+    mlp: Literal["relu2", "gelu", "swiglu"] = "relu2"
+    """activation of the MLP"""
+    mlp_expansion: float = 4.0
+    """hidden channels of the MLP as a multiple of the width (swiglu takes two thirds of it: equal parameters)"""
+    dropout: float = 0.0
+    """dropout on the embedding and on what each mixer and MLP adds"""
+
+
+@dataclass
+class OptimConfig:
+    name: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for all"""
+    lr: float = 3e-3
+    """peak learning rate of AdamW"""
+    muon_lr: float = 0.02
+    """peak learning rate of Muon"""
+    weight_decay: float = 0.1
+    """decoupled weight decay, on matrices only"""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment"""
+    beta2: float = 0.99
+    """AdamW's decay of the second moment"""
+    momentum: float = 0.95
+    """Muon's (Nesterov) momentum"""
+    warmup_steps: int = 50
+    """steps of linear warm-up"""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """how the rate falls over the budget; constant: flat, then linear over the last `decay` of it"""
+    decay: float = 0.2
+    """share of the budget over which the constant schedule decays at the end"""
+    final_lr: float = 0.0
+    """learning rate at the end as a fraction of the peak"""
+    clip: float = 1.0
+    """largest norm of the gradient; 0 for no clipping"""
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int | None = None
+    """stop after so many optimiser steps: such a run is reproducible to the bit on a CPU"""
+    max_minutes: float | None = None
+    """stop after so many minutes of training, validation excluded (default: 2); the schedule follows the clock"""
+    precision: Literal["auto", 32, "bf16-mixed", "16-mixed"] = "auto"
+    """auto: bf16-mixed on a GPU that has it, else 32"""
+    accumulate: int = 1
+    """cut each batch into so many parts and add up their gradients"""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """where to train"""
+    devices: int = 1
+    """number of devices in each node"""
+    strategy: str = "auto"
+    """Lightning's strategy, such as ddp"""
+    num_nodes: int = 1
+    """number of machines"""
+
+
+@dataclass
+class EvalConfig:
+    every: int = 250
+    """steps between validations; each also writes a sample and a checkpoint"""
+    sample_chars: int = 240
+    """length of the sample written at each validation; 0 for none"""
+    prompt: str = "\n"
+    """what the sample continues"""
+
+
+@dataclass
+class LogConfig:
+    every: int = 10
+    """steps between rows of metrics.csv"""
+    wandb: Literal["disabled", "offline", "online"] = "offline"
+    """Weights & Biases; offline writes into the run folder only, for `wandb sync` or `wandb leet` later"""
+    project: str = "char-lm"
+    """project that the run belongs to at Weights & Biases"""
+    group: str | None = None
+    """group that the run belongs to at Weights & Biases (default: the mixer)"""
+
+
+@dataclass
+class Config:
+    name: str | None = None
+    """name of the run's folder (default: mixer and time)"""
+    seed: int = 1
+    """seed of the weights, the batches, the dropout and the samples"""
+    runs: str = "runs"
+    """folder of the run folders"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def mixer_name(self) -> str:
+        """The mixers in short: `mingru`, or `mingru+attention` for a hybrid."""
+        mixer = self.model.mixer
+        return mixer if isinstance(mixer, str) else "+".join(dict.fromkeys(mixer))
+
+    def flat(self) -> dict[str, Any]:
+        """All options by their full names: {"model.width": 128, ...}."""
+        return dict(_flatten(self, ""))
+
+    def to_yaml(self) -> str:
+        """The file that `--config` reads."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def _flatten(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(section).items():
+        if is_dataclass(value):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+class Parser(ArgumentParser):
+    """A parser whose help is short, and whose errors are one line with the nearest right name, and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: error: {explain(str(ex or message), self.option_names())}\n")
+        sys.exit(2)
+
+    def option_names(self) -> list[str]:
+        """All options, as they are typed."""
+        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+    def format_help(self) -> str:
+        """One entry an option: name, meaning, default."""
+        lines = [f"usage: {self.prog} {self.usage}", "", *textwrap.wrap(self.description or "", 100), ""]
+        for action in self._actions:
+            name = (action.option_strings or [str(action.metavar or action.dest).upper()])[-1].removesuffix("+")
+            if action.help and "configuration file." not in str(action.help) and not name.startswith("--print_"):
+                lines += _help_entry(name, str(action.help), action.default)
+        return "\n".join(lines) + "\n"
+
+
+def _help_entry(name: str, text: str, default: Any) -> list[str]:
+    text = text.replace("%%", "%")
+    if "(default" not in text and default not in (None, "==SUPPRESS=="):
+        text += f" (default: {default!r})" if default in ("", "\n") else f" (default: {default})"
+    wrapped = textwrap.wrap(text, 110 - 32)
+    return [f"  {name:<29} {wrapped[0]}", *(" " * 32 + line for line in wrapped[1:])]
+
+
+def explain(message: str, options: list[str]) -> str:
+    """A parser's message as one line that names the culprit and the remedy."""
+    message = re.sub(r"^(Problem with|Parser key) .*?config file.*?:\s*", "", message.strip())
+    if unknown := re.search(r"unrecognized arguments?: (.*)", message):
+        word = unknown.group(1).split()[0].split("=")[0]
+        return f"unknown option {word}" + _nearest(word, options)
+    if key := re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'", message):
+        word = ".".join(filter(None, key.groups()))
+        return f"unknown key {word} in the file" + _nearest(word, [option.removeprefix("--") for option in options])
+    if problem := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
+        return _explain_value(problem.group(1), problem.group(2))
+    return " ".join(message.split())
+
+
+def _explain_value(key: str, problem: str) -> str:
+    given = re.search(r"(?:Got|Given) value: (.*)", problem, re.DOTALL)
+    if not given:
+        return f"{key}: {' '.join(problem.split())}"
+    value = " ".join(given.group(1).split())
+    choices = re.findall(r"'?([\w-]+)'?", "".join(re.findall(r"Literal\[([^\]]*)\]", problem.split("Errors:")[0])))
+    choices = list(dict.fromkeys(choices))
+    if choices:
+        return f"{key}: expected {' or '.join(choices)}, not {value}" + _nearest(value, choices)
+    names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+    kinds = [names[kind] for kind in re.findall(r"class '(\w+)'", problem.split("Errors:")[0]) if kind in names]
+    return f"{key}: expected {' or '.join(dict.fromkeys(kinds)) or 'something else'}, not {value}"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+BUDGETS = ("max_steps", "max_minutes")
+AT_LEAST_ONE = (
+    "data.context data.batch_size model.width model.layers trainer.max_steps trainer.accumulate trainer.devices "
+    "trainer.num_nodes eval.every log.every model.options.heads model.options.window"
+).split()
+AT_LEAST_ZERO = (
+    "seed optim.weight_decay optim.warmup_steps optim.clip eval.sample_chars model.options.convolution".split()
+)
+ABOVE_ZERO = "optim.lr optim.muon_lr trainer.max_minutes model.mlp_expansion model.options.expansion".split()
+FRACTIONS = "model.dropout optim.beta1 optim.beta2 optim.momentum".split()  # 1 itself would lose everything
+SHARES = "optim.decay optim.final_lr".split()
+
+
+def make_parser(exit_on_error: bool = True) -> Parser:
+    """The parser of train.py."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(
+        prog="train.py",
+        usage="[--config FILE] [--resume RUN] [--section.key value ...]",
+        description="Train a character-level language model; the defaults take two minutes on a laptop.",
+        exit_on_error=exit_on_error,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options; the command line goes over it")
+    parser.add_argument("--resume", type=str, help="go on with this run (a name or a path), with its options")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse(argv: list[str], saved: str | None = None) -> tuple[Config, str | None]:
+    """The configuration that a command line asks for, checked, and the run to resume, if any.
+
+    Args:
+        argv: the words after the program's name.
+        saved: a configuration in YAML that takes the place of the defaults.
+
+    Exits with code 2 and one line on stderr where something is wrong.
+    """
+    parser = make_parser()
+    defaults = parser.parse_string(saved) if saved else None
+    values = parser.parse_args(argv, namespace=defaults)
+    try:
+        config = _build(parser, values)
+        _set_budget(config.trainer, argv)
+        check(config)
+    except UserError as error:
+        parser.error(str(error))
+    return config, values["resume"]
+
+
+def from_yaml(text: str) -> Config:
+    """The configuration that `Config.to_yaml` wrote, checked.
+
+    Raises:
+        UserError: it is not YAML, or has an unknown option, a wrong type or a wrong value.
+    """
+    parser = make_parser(exit_on_error=False)
+    try:
+        config = _build(parser, parser.parse_string(text))
+    except ArgumentError as error:
+        raise UserError(explain(str(error), parser.option_names())) from None
+    check(config)
+    return config
+
+
+def _build(parser: Parser, values: Namespace) -> Config:
+    for name, section in vars(Config()).items():
+        if is_dataclass(section) and not isinstance(values[name], Namespace):
+            raise UserError(f"{name}: expected a section of options, not {values[name]}")
+    built = parser.instantiate(values)
+    return Config(**{name: built[name] for name in vars(Config())})
+
+
+def _set_budget(trainer: TrainerConfig, argv: list[str]) -> None:
+    """Keep one budget: the one on the command line, else the one in the file, else two minutes."""
+    steps, minutes = (any(word.split("=")[0] == f"--trainer.{name}" for word in argv) for name in BUDGETS)
+    if trainer.max_steps is not None and trainer.max_minutes is not None:
+        if steps == minutes:
+            raise UserError("give trainer.max_steps or trainer.max_minutes, not both")
+        setattr(trainer, "max_minutes" if steps else "max_steps", None)
+    if trainer.max_steps is None and trainer.max_minutes is None:
+        trainer.max_minutes = 2.0
+
+
+def check(config: Config) -> None:
+    """Refuse values out of range, and options that do not fit together.
+
+    Raises:
+        UserError: names the option, what it must be, and what it is.
+    """
+    values = {key: value for key, value in config.flat().items() if value is not None}
+    rules = (
+        (values, lambda v: not isinstance(v, float) or math.isfinite(v), "a finite number"),
+        (AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
+        (AT_LEAST_ZERO, lambda v: v >= 0, "at least 0"),
+        (ABOVE_ZERO, lambda v: v > 0, "above 0"),
+        (FRACTIONS, lambda v: 0 <= v < 1, "at least 0 and below 1"),
+        (SHARES, lambda v: 0 <= v <= 1, "between 0 and 1"),
+    )
+    for keys, holds, text in rules:
+        for key in keys:
+            if key in values and not holds(values[key]):
+                raise UserError(f"{key} must be {text}, not {values[key]}")
+    _check_together(config)
+
+
+def _check_together(config: Config) -> None:
+    model, data, trainer = config.model, config.data, config.trainer
+    if not isinstance(model.mixer, str) and len(model.mixer) != model.layers:
+        raise UserError(f"model.mixer names {len(model.mixer)} layers and model.layers says {model.layers}")
+    if model.width % 2:
+        raise UserError(f"model.width must be even, not {model.width}")
+    parts = trainer.accumulate * trainer.devices * trainer.num_nodes
+    if data.batch_size % parts:
+        raise UserError(
+            f"data.batch_size {data.batch_size} cannot be cut into {parts} equal parts "
+            "(trainer.accumulate x trainer.devices x trainer.num_nodes)"
+        )
+    if data.sampling == "streams" and trainer.devices * trainer.num_nodes > 1:
+        raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
+    if config.name is not None and not re.fullmatch(r"\w[\w.+=-]{0,99}", config.name):
+        raise UserError(f"name {config.name!r}: use letters, digits and . _ + = -, at most 100")
+    if model.options.window is None and "attention" in ([model.mixer] if isinstance(model.mixer, str) else model.mixer):
+        model.options.window = data.context

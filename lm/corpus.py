@@ -1,0 +1,216 @@
+"""Corpora: from a name, path, glob or Hub id to one flat array of character ids, split 90/10 by position."""
+
+import difflib
+import glob
+import hashlib
+import json
+import lzma
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lm.config import DataConfig, UserError
+from lm.tokenizer import CharTokenizer
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+EMBEDDED = ("tiny_shakespeare", "shakespeare")
+TABLES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+"""File endings that `datasets` reads, taking the column `data.column`; every other file is plain text."""
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as ids (n,), uint16 or uint32, memory-mapped from the cache when there is one."""
+
+    ids: np.ndarray
+    tokenizer: CharTokenizer
+
+    @property
+    def train(self) -> np.ndarray:
+        """The first 90 % of the characters."""
+        return self.ids[: int(0.9 * len(self.ids))]
+
+    @property
+    def validation(self) -> np.ndarray:
+        """The last 10 %."""
+        return self.ids[int(0.9 * len(self.ids)) :]
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """The corpus that `data.corpus` names, encoded; from the cache if it was read before and has not changed.
+
+    Raises:
+        UserError: there is no such corpus, or it cannot be read, or it is too short for `data.context`.
+    """
+    files = find_files(config)
+    corpus = (_cached(files, config) if files else None) or _encode(config, files)
+    shortest = min(len(corpus.train), len(corpus.validation))
+    if shortest <= config.context:
+        raise UserError(
+            f"data.corpus {config.corpus}: {len(corpus.ids):,} characters are too few for data.context "
+            f"{config.context}: its validation tenth has {len(corpus.validation):,} and needs {config.context + 1:,}"
+        )
+    if len(corpus.tokenizer) < 3:
+        raise UserError(f"data.corpus {config.corpus}: it repeats a single character, there is nothing to learn")
+    return corpus
+
+
+def find_files(config: DataConfig) -> list[Path]:
+    """The files of a corpus; none if it is on the Hub."""
+    name = config.corpus
+    if name in EMBEDDED:
+        return [DATA / f"{name}.txt.xz"]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _some([p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")], name)
+    if path.exists():
+        return [path]
+    if glob.has_magic(name):
+        return _some([Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()], name)
+    if name.startswith("hf://") or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and path.suffix != ".txt":
+        return []
+    near = difflib.get_close_matches(name, EMBEDDED, 1)
+    hint = f"did you mean {near[0]}?" if near else f"embedded are {' and '.join(EMBEDDED)}"
+    raise UserError(f"data.corpus {name}: no such file or folder; {hint}")
+
+
+def _some(files: list[Path], name: str) -> list[Path]:
+    if not files:
+        raise UserError(f"data.corpus {name}: no file there")
+    return files
+
+
+def _cached(files: list[Path], config: DataConfig) -> Corpus | None:
+    """What the cache holds for these files, or None."""
+    ids, characters = _cache_paths(files, config)
+    try:
+        tokenizer = CharTokenizer(json.loads(characters.read_text(encoding="utf-8")))
+        return Corpus(np.load(ids, mmap_mode="r", allow_pickle=False), tokenizer)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _cache_paths(files: list[Path], config: DataConfig) -> tuple[Path, Path]:
+    """Where the ids and the characters of these files are cached: a change of name, size or time is a miss."""
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(repr((CACHE_VERSION, stats, config.column)).encode()).hexdigest()[:24]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "char-lm"
+    return folder / f"{key}.npy", folder / f"{key}.json"
+
+
+def _encode(config: DataConfig, files: list[Path]) -> Corpus:
+    text = "".join(_read(config, files))
+    if not text:
+        raise UserError(f"data.corpus {config.corpus}: it is empty")
+    tokenizer = CharTokenizer(_distinct(text))
+    corpus = Corpus(tokenizer.encode(text), tokenizer)
+    if files:
+        _cache(corpus, *_cache_paths(files, config))
+    return corpus
+
+
+def _distinct(text: str) -> str:
+    """The characters of a text, a megabyte at a time: the set of a whole one would visit it ten times slower."""
+    return "".join(set().union(*(set(text[i : i + 2**20]) for i in range(0, len(text), 2**20))))
+
+
+def _cache(corpus: Corpus, ids: Path, characters: Path) -> None:
+    """Keep the ids for the next run, whole or not at all. A cache that cannot be written is only slower."""
+    try:
+        ids.parent.mkdir(parents=True, exist_ok=True)
+        part = ids.with_suffix(f".{os.getpid()}")
+        with part.open("wb") as file:
+            np.save(file, corpus.ids)
+        os.replace(part, ids)
+        part.write_text(json.dumps(corpus.tokenizer.characters), encoding="utf-8")
+        os.replace(part, characters)
+    except OSError:
+        pass
+
+
+def _read(config: DataConfig, files: list[Path]) -> Iterator[str]:
+    """The texts of all files, each ended by a newline if another follows."""
+    if not files:
+        yield from _join(_read_hub(config))
+        return
+    yield from _join(_read_table(file, config) if file.suffix in TABLES else read_text(file) for file in files)
+
+
+def _join(texts: Iterable[str]) -> Iterator[str]:
+    ended = True
+    for text in texts:
+        if not ended:
+            yield "\n"
+        yield text
+        ended = text.endswith("\n") or not text
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, perhaps compressed with xz, to the character: line ends stay as they are, a leading BOM goes.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8 text; names the position of the first bad byte.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".xz":
+            raw = lzma.decompress(raw)
+    except (OSError, lzma.LZMAError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: this is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = f"byte 0x{raw[error.start]:02x} at position {error.start}"
+        raise UserError(f"{path}: not UTF-8 text ({bad}: {error.reason}); convert it first with iconv") from None
+    if "\0" in text:
+        raise UserError(f"{path}: not text (a NUL character at position {text.index(chr(0))})")
+    return text.removeprefix("\ufeff")
+
+
+def _read_table(path: Path, config: DataConfig) -> str:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # `datasets` would ask the Hub for its own reader of local files
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
+    except Exception as error:  # `datasets` raises whatever its readers raise
+        raise UserError(f"{path}: `datasets` cannot read it: {_first_line(error)}") from None
+    return "".join(_join(_column(table, config, str(path))))
+
+
+def _read_hub(config: DataConfig) -> Iterator[str]:
+    """All splits of a data set on the Hub in their order, or the one asked for."""
+    from datasets import DatasetDict, load_dataset
+
+    try:
+        if config.corpus.startswith("hf://"):
+            kind = TABLES.get(Path(config.corpus).suffix, "text")
+            data = load_dataset(kind, data_files=config.corpus, split=config.split)
+        else:
+            data = load_dataset(config.corpus, split=config.split, revision=config.revision)
+    except Exception as error:  # network, authentication, missing data set: many types, one meaning for the user
+        raise UserError(
+            f"data.corpus {config.corpus}: no such file here, and the Hub gave none: {_first_line(error)}"
+        ) from None
+    for split in data.values() if isinstance(data, DatasetDict) else [data]:
+        yield from _column(split, config, config.corpus)
+
+
+def _column(table, config: DataConfig, name: str) -> Iterator[str]:  # type: ignore[no-untyped-def]
+    if config.column not in table.column_names:
+        raise UserError(f"{name}: no column {config.column}; data.column can be {', '.join(table.column_names)}")
+    for value in table[config.column]:
+        if not isinstance(value, str):
+            raise UserError(f"{name}: column {config.column} holds {type(value).__name__}, not text")
+        yield value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,59 @@
+"""The interface of a mixer, the part of a block that moves information through time.
+
+To add one: a class here-shaped in a file of its own, its name in `lm.mixers.MIXERS` and in `lm.config.MixerName`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+State = tuple[Tensor, ...]
+"""What a mixer must remember: batch-first real tensors, opaque outside the mixer that made them."""
+
+
+class Mixer(nn.Module):
+    """Maps (B, T, D) to (B, T, D), causally. The state goes in and comes out; it is never kept on the module."""
+
+    def init_state(self, batch: int) -> State:
+        """The state before the first character, for so many sequences."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """All steps of x (B, T, D), any T >= 1, in parallel; from the initial state by default."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step, x (B, D). Equal to `forward` on a sequence of one; constant in time and memory."""
+        y, state = self.forward(x[:, None], state)
+        return y[:, 0], state
+
+    def flops(self, context: int) -> float:
+        """Floating-point operations of the forward pass per character, at this context length."""
+        return 2.0 * sum(weight.numel() for weight in self.parameters() if weight.dim() >= 2)
+
+
+class CausalConvolution(nn.Module):
+    """A short depth-wise convolution that sees the present and the `size - 1` inputs before it.
+
+    The state is those last inputs, (B, size - 1, D). Starts as the identity plus a little of the past.
+    """
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.empty(size, width).normal_(std=0.1))  # row `size - 1` is the present
+        self.bias = nn.Parameter(torch.zeros(width))
+        with torch.no_grad():
+            self.weight[-1] += 1.0
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.weight.new_zeros(batch, self.size - 1, self.weight.shape[1])
+
+    def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> y (B, T, D) and the new past, in x's type."""
+        T = x.shape[1]
+        past = self.init_state(x.shape[0]) if past is None else past
+        padded = torch.cat([past.to(x.dtype), x], dim=1)  # (B, size - 1 + T, D)
+        y = torch.addcmul(self.bias.to(x.dtype), padded[:, -T:], self.weight[-1].to(x.dtype))
+        for i in range(self.size - 1):
+            y = torch.addcmul(y, padded[:, i : i + T], self.weight[i].to(x.dtype))
+        return y, padded[:, T:]

@@ -1,0 +1,74 @@
+"""minGRU: a GRU whose gate and candidate ignore the previous state (arXiv 2410.01201, section 3.1).
+
+    z_t = sigmoid(W_z x_t)      h~_t = W_h x_t      h_t = (1 - z_t) h_{t-1} + z_t g(h~_t)
+
+One projection makes gate logits and candidates for all steps at once; `lm.recurrence` does the rest.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lm.mixers.base import CausalConvolution, Mixer, State
+from lm.recurrence import mingru_scan
+
+
+def g(x: Tensor) -> Tensor:
+    """The paper's activation of the candidate: x + 0.5 for x >= 0, else sigmoid(x). Any shape."""
+    return torch.where(x >= 0, x + 0.5, torch.sigmoid(x))
+
+
+class MinGRU(Mixer):
+    """[convolution ->] projection -> minGRU scan [-> down-projection].
+
+    Args:
+        width: channels of input and output, D.
+        expansion: the hidden state has `expansion * width` channels, and is projected down again unless that is 1.
+        convolution: size of a causal depth-wise convolution before the cell; 0 for none.
+        gate_bias: initial bias of the gate that lets the past through. Each +1 multiplies the odds of keeping it by e.
+
+    The state is (h,), or (h, past) with a convolution; h is float32 (B, expansion * D).
+    """
+
+    gates = 1
+    scan = staticmethod(mingru_scan)
+
+    def __init__(
+        self, width: int, expansion: float = 2.0, convolution: int = 4, gate_bias: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.hidden = round(width * expansion)
+        self.convolution = CausalConvolution(width, convolution) if convolution else None
+        self.projection = nn.Linear(width, (self.gates + 1) * self.hidden)
+        self.down = nn.Linear(self.hidden, width) if self.hidden != width else nn.Identity()
+        nn.init.zeros_(self.projection.bias)
+        self.bias_gates(gate_bias)
+
+    @torch.no_grad()
+    def bias_gates(self, bias: float) -> None:
+        """Let the gates start with a preference for the past: a negative logit of the update gate z."""
+        self.projection.bias[: self.hidden] = -bias
+
+    def gate(self, logits: tuple[Tensor, ...]) -> Tensor:
+        """z_t, the share of the new candidate, from the gate logits."""
+        return torch.sigmoid(logits[0])
+
+    def init_state(self, batch: int) -> State:
+        h = torch.zeros(batch, self.hidden, device=self.projection.weight.device)
+        return (h,) if self.convolution is None else (h, self.convolution.init_state(batch))
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        h0, *past = state if state is not None else (None, None)
+        if self.convolution is not None:
+            x, past[0] = self.convolution(x, past[0])
+        h, h_last = self.scan(self.projection(x), h0)
+        y = self.down(h)
+        return y, (h_last,) if self.convolution is None else (h_last, past[0])
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        h, *past = state
+        if self.convolution is not None:
+            y, past[0] = self.convolution(x[:, None], past[0])
+            x = y[:, 0]
+        *logits, candidate = self.projection(x).float().chunk(self.gates + 1, dim=-1)
+        h = torch.lerp(h, g(candidate), self.gate(tuple(logits)))
+        return self.down(h.to(x.dtype)), (h, *past)

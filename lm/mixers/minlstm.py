@@ -1,0 +1,30 @@
+"""minLSTM: an LSTM whose gates ignore the previous state (arXiv 2410.01201, section 3.2).
+
+    f_t = sigmoid(W_f x_t)    i_t = sigmoid(W_i x_t)    h_t = f_t / (f_t + i_t) h_{t-1} + i_t / (f_t + i_t) g(W_h x_t)
+
+With both gates normalised to f' + i' = 1 it is a minGRU whose gate has the logit softplus(-f) - softplus(-i).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from lm.mixers.mingru import MinGRU
+from lm.recurrence import minlstm_scan
+
+
+class MinLSTM(MinGRU):
+    """[convolution ->] projection -> minLSTM scan [-> down-projection]. Arguments and state as in `MinGRU`."""
+
+    gates = 2
+    scan = staticmethod(minlstm_scan)
+
+    @torch.no_grad()
+    def bias_gates(self, bias: float) -> None:
+        """Raise the forget gate's logit, as the paper's code does."""
+        self.projection.bias[: self.hidden] = bias
+
+    def gate(self, logits: tuple[Tensor, ...]) -> Tensor:
+        """i' = i / (f + i), as a sigmoid so that neither gate can be lost to rounding."""
+        f, i = logits
+        return torch.sigmoid(softplus(-f) - softplus(-i))

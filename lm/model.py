@@ -1,0 +1,140 @@
+"""The language model: embedding, pre-norm residual blocks, final norm, head. Plain nn.Module, no Lightning.
+
+Model, block and mixer share three methods: `init_state(batch)`, `forward(x, state)` for sequences, `step(x, state)`
+for one character.
+"""
+
+import inspect
+
+
+from torch import Tensor, nn
+from torch.nn.functional import gelu, relu, silu
+
+from lm.config import ModelConfig, UserError
+from lm.mixers import MIXERS, Mixer, State
+
+ModelState = tuple[State, ...]
+"""One mixer state per layer."""
+
+
+class MLP(nn.Module):
+    """Position-wise network: squared ReLU, GELU, or SwiGLU (arXiv 2002.05202) at an equal number of parameters."""
+
+    def __init__(self, width: int, expansion: float, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        hidden = round(width * expansion * (2 / 3 if kind == "swiglu" else 1))
+        self.up = nn.Linear(width, hidden * (2 if kind == "swiglu" else 1), bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        if self.kind == "relu2":
+            return self.down(relu(x).square())
+        if self.kind == "gelu":
+            return self.down(gelu(x))
+        gate, x = x.chunk(2, dim=-1)
+        return self.down(silu(gate) * x)
+
+
+class Block(nn.Module):
+    """Two residual lines: a mixer over time and an MLP over channels, each behind a norm."""
+
+    def __init__(self, mixer: Mixer, config: ModelConfig) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.mlp = MLP(config.width, config.mlp_expansion, config.mlp)
+        self.norm_mixer, self.norm_mlp = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def init_state(self, batch: int) -> State:
+        return self.mixer.init_state(batch)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        y, state = self.mixer(self.norm_mixer(x), state)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = self.mixer.step(self.norm_mixer(x), state)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next character id.
+
+    Args:
+        vocabulary: number of ids, the unknown included.
+        config: width, layers, mixers and their options.
+    """
+
+    def __init__(self, vocabulary: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(mixer, config) for mixer in make_mixers(config))
+        self.norm = nn.RMSNorm(config.width)
+        self.head = nn.Linear(config.width, vocabulary, bias=False)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Matrices at 1 / sqrt(fan-in), those that write to the residual stream less by 1 / sqrt(2 layers) (GPT-2).
+
+        The head starts at zero: the first loss is ln(vocabulary), whatever the rest.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                writes = name.endswith((".down", ".output"))
+                std = module.in_features**-0.5 * ((2 * len(self.blocks)) ** -0.5 if writes else 1.0)
+                nn.init.normal_(module.weight, std=std)
+        nn.init.normal_(self.embedding.weight, std=1.0)
+        nn.init.zeros_(self.head.weight)
+
+    def init_state(self, batch: int) -> ModelState:
+        """The state before the first character, for so many sequences."""
+        return tuple(block.init_state(batch) for block in self.blocks)
+
+    def forward(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """ids (B, T) -> logits of the next id at each position (B, T, V), and the state after the last."""
+        x = self.dropout(self.embedding(ids))
+        states = []
+        for block, s in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
+            x, s = block(x, s)
+            states.append(s)
+        return self.head(self.norm(x)), tuple(states)
+
+    def step(self, ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """ids (B,) -> logits of the next id (B, V), and the state."""
+        x = self.dropout(self.embedding(ids))
+        states = []
+        for block, s in zip(self.blocks, state, strict=True):
+            x, s = block.step(x, s)
+            states.append(s)
+        return self.head(self.norm(x)), tuple(states)
+
+    @property
+    def parameters_total(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops(self, context: int) -> float:
+        """Floating-point operations of the forward pass per character; training takes three times as many."""
+        mixers = sum(block.mixer.flops(context) for block in self.blocks)
+        mlps = sum(2.0 * p.numel() for block in self.blocks for p in block.mlp.parameters())
+        return mixers + mlps + 2.0 * self.head.weight.numel()
+
+
+def make_mixers(config: ModelConfig) -> list[Mixer]:
+    """One mixer per layer; each option goes to the mixers whose constructor has it, and must find one."""
+    names = [config.mixer] * config.layers if isinstance(config.mixer, str) else config.mixer
+    given = {name: value for name, value in vars(config.options).items() if value is not None}
+    accepted = {name: inspect.signature(MIXERS[name]).parameters for name in names}
+    for option in given:
+        if not any(option in parameters for parameters in accepted.values()):
+            raise UserError(f"model.options.{option} is not an option of {' or '.join(sorted(set(names)))}")
+    make = {name: {o: v for o, v in given.items() if o in accepted[name]} for name in accepted}
+    try:
+        return [MIXERS[name](config.width, **make[name]) for name in names]
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,128 @@
+"""The optimiser and the learning-rate schedule.
+
+Muon: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). `torch.optim.Muon` exists, but
+orthogonalises in bfloat16 only, which CPUs emulate at a tenth of float32's speed, and cannot hold the AdamW parameters.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from lm.config import OptimConfig
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration, chosen by Jordan for speed: singular values end in about [0.7, 1.2]."""
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Replace the singular values of each matrix (..., M, N) by about 1, by a Newton-Schulz iteration.
+
+    Runs in bfloat16 on a GPU and in float32 on a CPU, the fastest type of each. Returns that type.
+    """
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon and AdamW as one optimiser: each parameter group names its algorithm.
+
+    Groups have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum`.
+    Weight decay is decoupled: p <- p (1 - lr * weight_decay).
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, {"weight_decay": 0.0, "betas": (0.9, 0.99), "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter that has a gradient. A closure is evaluated first, and its loss returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                (self._muon if group["algorithm"] == "muon" else self._adamw)(group, parameters)
+        return loss
+
+    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        momenta = [self._buffer(p, "momentum") for p in parameters]
+        grads = [p.grad for p in parameters]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        for p, update in zip(parameters, updates, strict=True):
+            # Equal root-mean-square per row for tall matrices, as in Jordan's implementation.
+            scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
+            p.add_(orthogonalise(update).to(p.dtype), alpha=-group["lr"] * scale)
+
+    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            [self._buffer(p, "exp_avg") for p in parameters],
+            [self._buffer(p, "exp_avg_sq") for p in parameters],
+            [],
+            [self._buffer(p, "step", torch.zeros((), device=p.device)) for p in parameters],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def _buffer(self, p: Tensor, name: str, start: Tensor | None = None) -> Tensor:
+        state = self.state[p]
+        if name not in state:
+            state[name] = torch.zeros_like(p) if start is None else start
+        return state[name]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
+    """Muon (if chosen) for the matrices of the blocks, AdamW for the rest; weight decay on matrices only."""
+    matrices, others = [], []
+    muon = []
+    for name, p in model.named_parameters():
+        if config.name == "muon" and name.startswith("blocks.") and p.dim() == 2 and "convolution" not in name:
+            muon.append(p)
+        else:
+            (matrices if p.dim() == 2 and "convolution" not in name else others).append(p)
+    adamw_group = {"algorithm": "adamw", "lr": config.lr, "betas": (config.beta1, config.beta2)}
+    groups = [
+        {**adamw_group, "params": matrices, "weight_decay": config.weight_decay},
+        {**adamw_group, "params": others},
+    ]
+    if muon:
+        shared = {"lr": config.muon_lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+        groups.append({"algorithm": "muon", "params": muon, **shared})
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    return MuonAdamW(groups)
+
+
+def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
+    """Learning rate as a fraction of its peak, before the step of this index (from 0), at this share of the budget."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    progress = min(max(progress, 0.0), 1.0)
+    if config.schedule == "constant":
+        left = min(1.0, (1 - progress) / config.decay) if config.decay else 1.0
+    elif config.schedule == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        left = 1 - progress
+    return warmup * (config.final_lr + (1 - config.final_lr) * left)

@@ -1,0 +1,179 @@
+"""The Lightning side of training: the module that wraps a model, and the data module. They hold no logic of their own
+that could live without Lightning.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import MeanMetric
+from torchmetrics.text import Perplexity
+
+from lm.config import Config, TrainerConfig
+from lm.corpus import Corpus
+from lm.data import random_windows, stream, streams, windows
+from lm.evaluate import nll
+from lm.model import LanguageModel, ModelState
+from lm.optim import lr_factor, make_optimizer
+
+
+class Clock:
+    """Seconds of training, validation and checkpoints excluded, and the share of the budget that is used up."""
+
+    def __init__(self, budget: TrainerConfig) -> None:
+        self.budget = budget
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> None:
+        """Add the time since the last start or lap, if the clock is running."""
+        if self._since is not None:
+            now = time.perf_counter()
+            self.seconds += now - self._since
+            self._since = now
+
+    def stop(self) -> None:
+        self.lap()
+        self._since = None
+
+    def progress(self, step: int) -> float:
+        """Share of the budget used up before the step of this index: 1 or more when training is over."""
+        if self.budget.max_steps is not None:
+            return step / self.budget.max_steps
+        assert self.budget.max_minutes is not None
+        return self.seconds / (60 * self.budget.max_minutes)
+
+
+class Task(pl.LightningModule):
+    """Next-character prediction.
+
+    Args:
+        model: what is trained.
+        config: of the whole run.
+        characters: the vocabulary, kept in checkpoints so that each is complete by itself.
+        clock: tells the schedule how far training is.
+    """
+
+    def __init__(self, model: LanguageModel, config: Config, characters: str, clock: Clock) -> None:
+        super().__init__()
+        self.model, self.config, self.characters, self.clock = model, config, characters, clock
+        self.val_loss, self.val_streaming = MeanMetric(), MeanMetric()
+        self.val_perplexity = Perplexity()
+        self.grad_norm = torch.zeros(())
+        self.carried: dict[int, ModelState] = {}  # state after each part of the last batch, with data.sampling streams
+        self._streaming_state: ModelState | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model, self.config.optim)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Reseed everything random in this step, and set its learning rate: both functions of the step alone."""
+        part = batch["part"]
+        seed = np.random.SeedSequence([self.config.seed, self.global_step, part, self.global_rank])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        progress = self.clock.progress(self.global_step)
+        if self.trainer.world_size > 1 and self.clock.budget.max_steps is None:
+            progress = self.trainer.strategy.broadcast(progress)  # the devices' clocks differ, their rates must not
+        factor = lr_factor(self.config.optim, self.global_step, progress)
+        for group in self.optimizers().param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        state = None if batch["fresh"] else self.carried.get(batch["part"])
+        logits, state = self.model(batch["x"], state)
+        if self.config.data.sampling == "streams":
+            self.carried[batch["part"]] = tuple(tuple(part.detach() for part in layer) for layer in state)
+        return nll(logits, batch["y"])
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, **_: Any) -> None:
+        """Clip by the norm over all parameters, and keep that norm as a metric."""
+        largest = self.config.optim.clip or float("inf")
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+
+    def on_validation_epoch_start(self) -> None:
+        self._streaming_state = None
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loader 0: windows, each from the initial state. Loader 1: the split as one sequence."""
+        x, y = batch
+        logits, state = self.model(x, self._streaming_state if dataloader_idx else None)
+        if dataloader_idx:
+            self._streaming_state = state
+            self.val_streaming.update(nll(logits, y), weight=y.numel())
+        else:
+            self.val_loss.update(nll(logits, y), weight=y.numel())
+            self.val_perplexity.update(logits.float(), y)
+
+    def validation_results(self) -> dict[str, float]:
+        """The metrics of the validation that has just ended, over all devices; resets them."""
+        metrics = (self.val_loss, self.val_streaming, self.val_perplexity)
+        loss, streaming, perplexity = (metric.compute().item() for metric in metrics)
+        for metric in metrics:
+            metric.reset()
+        bpc = loss / float(np.log(2))
+        names = ("val/loss", "val/loss_streaming", "val/bpc", "val/perplexity")
+        return dict(zip(names, (loss, streaming, bpc, perplexity), strict=True))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config.to_yaml()
+        checkpoint["characters"] = self.characters
+        checkpoint["carried"] = self.carried
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        carried = checkpoint["carried"]
+        self.carried = {
+            part: tuple(tuple(tensor.to(self.device) for tensor in layer) for layer in state)
+            for part, state in carried.items()
+        }
+
+
+class Batches(IterableDataset):
+    """The parts of each step's batch that fall to this device, from the step at which training stands, for ever."""
+
+    def __init__(self, ids: np.ndarray, config: Config, trainer: pl.Trainer) -> None:
+        self.ids, self.config, self.trainer = ids, config, trainer
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        data, parts = self.config.data, self.config.trainer.accumulate
+        rows = data.batch_size // (parts * self.trainer.world_size)
+        step = self.trainer.global_step
+        while True:
+            for part in range(parts):
+                first = (part * self.trainer.world_size + self.trainer.global_rank) * rows
+                mine = range(first, first + rows)
+                (x, y), fresh = self._rows(step, mine)
+                yield {"x": torch.from_numpy(x), "y": torch.from_numpy(y), "fresh": fresh, "part": part}
+            step += 1
+
+    def _rows(self, step: int, rows: range) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
+        data, seed = self.config.data, self.config.seed
+        if data.sampling == "streams":
+            return streams(self.ids, data.context, seed, step, rows, data.batch_size)
+        return random_windows(self.ids, data.context, seed, step, rows), True
+
+
+class CorpusDataModule(pl.LightningDataModule):
+    """Training batches by step, and the two readings of the validation split."""
+
+    def __init__(self, corpus: Corpus, config: Config) -> None:
+        super().__init__()
+        self.corpus, self.config = corpus, config
+
+    def train_dataloader(self) -> Batches:
+        assert self.trainer is not None
+        return Batches(self.corpus.train, self.config, self.trainer)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Windows are dealt out to the devices; the stream is one sequence, which every device reads whole."""
+        assert self.trainer is not None
+        dealt = list(windows(self.corpus.validation, self.config.data.context))
+        dealt = dealt[self.trainer.global_rank :: self.trainer.world_size]
+        return [DataLoader(pieces, batch_size=None) for pieces in (dealt, list(stream(self.corpus.validation)))]

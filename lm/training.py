@@ -1,0 +1,267 @@
+"""What happens around the steps: metrics, samples, checkpoints, the progress bar, the end."""
+
+import math
+import resource
+import signal
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import CheckpointIO
+from tqdm import tqdm
+
+from lm.run import Run, alias, read_checkpoint, save_atomically
+from lm.sampling import generate
+from lm.task import Task
+from lm.tokenizer import CharTokenizer
+
+
+class Diverged(Exception):
+    """The loss is no longer a number, or far above that of guessing."""
+
+
+class Interrupted(Exception):
+    """The user, or the system, asked to stop."""
+
+
+class Recorder(Callback):
+    """Keeps the clock; writes metrics, samples and the summary; ends training when the budget is used up."""
+
+    def __init__(self, run: Run, tokenizer: CharTokenizer, flops_per_step: float) -> None:
+        self.run, self.tokenizer, self.flops_per_step = run, tokenizer, flops_per_step
+        self.loss_sum, self.loss_count = torch.zeros(()), 0
+        self.last_row = (0, 0.0)  # step and seconds of the last row, for the speed
+        self.latest: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": self.task.clock.seconds,
+            "loss_sum": self.loss_sum.detach().cpu(),
+            "loss_count": self.loss_count,
+            "last_row": self.last_row,
+            "latest": self.latest,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resumed_seconds = state.pop("seconds")
+        vars(self).update(state)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Task)
+        self.task = pl_module
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.task.clock.seconds = getattr(self, "resumed_seconds", 0.0)
+        self.loss_sum = self.loss_sum.to(self.task.device)
+        self.task.clock.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.task.clock.lap()
+        self.loss_sum += outputs["loss"].detach() * self.task.config.trainer.accumulate
+        self.loss_count += 1
+        if batch["part"] + 1 < self.task.config.trainer.accumulate:
+            return
+        step = trainer.global_step
+        done = self.task.clock.progress(step) >= 1
+        if trainer.world_size > 1:
+            done = trainer.strategy.broadcast(done)
+        if done:
+            trainer.should_stop = True
+        if done or step % self.task.config.log.every == 0:
+            self._log_training(trainer, step)
+
+    def _log_training(self, trainer: pl.Trainer, step: int) -> None:
+        loss = trainer.strategy.reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
+        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+        guessing = math.log(len(self.tokenizer))
+        if not loss < 10 * guessing:
+            raise Diverged(f"the training loss is {loss:.3g} at step {step}, where guessing has {guessing:.2f}")
+        before, seconds = self.last_row
+        speed = (step - before) * self._chars_per_step / max(self.task.clock.seconds - seconds, 1e-9)
+        self.last_row = (step, self.task.clock.seconds)
+        lr = self.task.optimizers().param_groups[0]["lr"]
+        norm = float(self.task.grad_norm)
+        self._write(trainer, {"train/loss": loss, "lr": lr, "grad_norm": norm, "chars_per_second": speed})
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.task.clock.stop()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Runs before the checkpoint of this step is written."""
+        values = self.task.validation_results()
+        self._write(trainer, values)
+        for name in ("val/loss", "val/loss_streaming"):
+            self.best[name] = min(values[name], self.best.get(name, math.inf))
+        if trainer.is_global_zero:
+            self._sample(trainer)
+            self.write_summary(trainer, "running")
+        self.task.clock.start()
+
+    @property
+    def _chars_per_step(self) -> int:
+        return self.task.config.data.batch_size * self.task.config.data.context
+
+    def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+        """A row to metrics.csv, and the same to every logger."""
+        step, seconds = trainer.global_step, round(self.task.clock.seconds, 3)
+        axes = (step, step * self._chars_per_step, seconds, step * self.flops_per_step)
+        row = dict(zip(("step", "chars", "train_seconds", "flops"), axes, strict=True)) | values
+        self.latest |= row
+        if trainer.is_global_zero:
+            self.run.append_metrics(row)
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step)
+
+    def _sample(self, trainer: pl.Trainer) -> None:
+        """Continue the prompt with a generator of its own: training's randomness stays as it is."""
+        settings = self.task.config.eval
+        if not settings.sample_chars:
+            return
+        prompt = settings.prompt if not self.tokenizer.missing(settings.prompt) else ""
+        step, seed = trainer.global_step, self.task.config.seed
+        pieces = generate(self.task.model, self.tokenizer, prompt, settings.sample_chars, temperature=0.8, seed=seed)
+        text = "".join(pieces)
+        self.run.append_sample(step, prompt, text)
+        loss, streaming = self.latest["val/loss"], self.latest["val/loss_streaming"]
+        head = f"--- step {step}: validation loss {loss:.3f} windowed, {streaming:.3f} streaming; a sample ---"
+        tqdm.write(f"\n{head}\n{text.strip()}\n", file=sys.stderr)
+        for logger in trainer.loggers:
+            logger.log_text("sample", ["step", "prompt", "text"], [[step, prompt, text]])
+
+    def write_summary(self, trainer: pl.Trainer, status: str) -> None:
+        """summary.json as things stand."""
+        step, seconds = trainer.global_step, self.task.clock.seconds
+        self.run.update_summary(
+            status=status,
+            mixer=self.task.config.mixer_name,
+            parameters=self.task.model.parameters_total,
+            step=step,
+            chars=step * self._chars_per_step,
+            train_seconds=round(seconds, 3),
+            chars_per_second=round(step * self._chars_per_step / max(seconds, 1e-9), 1),
+            best=self.best,
+            final={name: self.latest[name] for name in ("train/loss", *self.best) if name in self.latest},
+            device=str(self.task.device),
+            precision=str(trainer.precision),
+            **peak_memory(),
+        )
+
+
+def peak_memory() -> dict[str, float]:
+    """Largest memory of this process so far, in MB; on a GPU also of its tensors."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = {"peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)}
+    if torch.cuda.is_available():
+        result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return result
+
+
+class Checkpoints(Callback):
+    """Saves at every validation, and when a signal asks for the end: last, the one before it, and the best."""
+
+    def __init__(self, run: Run, recorder: Recorder) -> None:
+        self.folder, self.recorder = run.checkpoints, recorder
+        self.signalled = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        signal.signal(signal.SIGINT, self._signal)
+        signal.signal(signal.SIGTERM, self._signal)
+
+    def _signal(self, number: int, frame: Any) -> None:
+        """Finish the step, save, stop. A second signal acts at once."""
+        self.signalled = True
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        accumulate = pl_module.config.trainer.accumulate
+        if self.signalled and batch["part"] + 1 == accumulate and not trainer.should_stop:
+            if trainer.global_step % pl_module.config.eval.every:  # else validation follows, and saves
+                self._save(trainer)
+                raise Interrupted
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        loss = self.recorder.latest["val/loss"]
+        pl_module.clock.stop()
+        self._save(trainer)
+        if trainer.is_global_zero and loss <= self.recorder.best["val/loss"]:
+            alias(self.folder / "last.ckpt", "best.ckpt")
+        pl_module.clock.start()
+        if self.signalled and not trainer.should_stop:
+            raise Interrupted
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and (self.folder / "last.ckpt").exists():
+            alias(self.folder / "last.ckpt", "previous.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Checkpoints that are whole or absent, and are read as data."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_atomically(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        path.unlink()
+
+
+class ProgressBar(pl.callbacks.ProgressBar):
+    """One line: share of the budget, step, losses, speed, time left. On stderr; a plain line now and then in a file."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.bar: tqdm | None = None
+
+    def disable(self) -> None:
+        self.bar = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        interactive = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=1.0,
+            initial=min(1.0, pl_module.clock.progress(trainer.global_step)),
+            bar_format="{percentage:3.0f}% {bar:20} {postfix}" if interactive else "{percentage:3.0f}% {postfix}",
+            mininterval=0.2 if interactive else 10,
+            dynamic_ncols=True,
+            disable=not trainer.is_global_zero,
+            file=sys.stderr,
+            leave=True,
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if self.bar is None:
+            return
+        progress = min(1.0, pl_module.clock.progress(trainer.global_step))
+        self.bar.set_postfix_str(self._text(progress, trainer.global_step, pl_module.clock.seconds), refresh=False)
+        self.bar.update(progress - self.bar.n)
+
+    def _text(self, progress: float, step: int, seconds: float) -> str:
+        latest = self.recorder.latest
+        parts = [f"step {step}"]
+        parts += [f"loss {latest['train/loss']:.3f}"] if "train/loss" in latest else []
+        parts += [f"val {latest['val/loss']:.3f}"] if "val/loss" in latest else []
+        parts += [f"{latest['chars_per_second'] / 1000:.1f}k chars/s"] if "chars_per_second" in latest else []
+        if progress > 0:
+            left = seconds * (1 - progress) / progress
+            parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
+        return ", ".join(parts)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.refresh()
+            self.bar.close()

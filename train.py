@@ -1,0 +1,216 @@
+"""Train a character-level language model: `python train.py [--config FILE] [--section.key value ...]`."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm.config import Config, UserError, from_yaml, parse
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from lm.corpus import Corpus
+    from lm.run import Run
+
+STARTED = time.perf_counter()
+RESUMABLE = ("trainer.max_steps", "trainer.max_minutes", "log.", "name", "runs")
+"""Options that may change when a run is resumed; all others would make it another run."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train. Returns the exit code: 0, 1 if training failed, 2 for a mistake in the command."""
+    argv = sys.argv[1:] if argv is None else argv
+    config, resume = parse(argv)
+    try:
+        return train(*prepare(config, resume, argv))
+    except UserError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def prepare(config: Config, resume: str | None, argv: list[str]) -> "tuple[Config, Corpus, Run, Path | None]":
+    """Read the corpus and make, or find, the run folder: what can go wrong does so here, before torch is imported."""
+    from lm.corpus import load_corpus
+    from lm.run import Run
+
+    if resume is None:
+        corpus = load_corpus(config.data)
+        config.name = config.name or f"{config.mixer_name}-{datetime.now():%Y%m%d-%H%M%S}"
+        return config, corpus, Run.create(config, corpus.tokenizer), None
+    run = Run.find(resume, config.runs)
+    saved = from_yaml((run.path / "config.yaml").read_text(encoding="utf-8"))
+    config, _ = parse(argv, saved.to_yaml())
+    changed = [k for k, v in config.flat().items() if v != saved.flat()[k] and not k.startswith(RESUMABLE)]
+    if changed:
+        key = changed[0]
+        raise UserError(f"{key} is {saved.flat()[key]} in {run.path} and cannot change on resuming; start a new run")
+    corpus = load_corpus(config.data)
+    if corpus.tokenizer.characters != run.tokenizer().characters:
+        raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
+    run.write("config.yaml", config.to_yaml())
+    return config, corpus, run, run.newest_checkpoint()
+
+
+def train(config: Config, corpus: "Corpus", run: "Run", checkpoint: Path | None) -> int:
+    """Everything that needs torch."""
+    quieten()
+    import torch
+
+    from lm.model import LanguageModel
+    from lm.task import Clock, CorpusDataModule, Task
+    from lm.training import AtomicCheckpointIO, Checkpoints, Diverged, Interrupted, ProgressBar, Recorder
+
+    torch.manual_seed(config.seed)
+    model = LanguageModel(len(corpus.tokenizer), config.model)
+    task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer))
+    flops = 3 * model.flops(config.data.context) * config.data.batch_size * config.data.context
+    recorder = Recorder(run, corpus.tokenizer, flops)
+    callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
+    trainer = make_trainer(config, run, callbacks, AtomicCheckpointIO())
+    announce(config, corpus, model.parameters_total, trainer, run)
+    start_from(run, checkpoint)
+    status = "failed"
+    try:
+        trainer.fit(task, datamodule=CorpusDataModule(corpus, config), ckpt_path=checkpoint)
+        status = "finished"
+    except Interrupted:
+        status = "interrupted"
+    except Diverged as error:
+        status = "diverged"
+        say(f"stopped: {error}. The last good checkpoint is kept; try a lower --optim.lr or --optim.muon_lr")
+    finally:
+        if trainer.is_global_zero and hasattr(recorder, "task"):
+            recorder.write_summary(trainer, status)
+    report(run, status)
+    return 1 if status == "diverged" else 130 if status == "interrupted" else 0
+
+
+def quieten() -> None:
+    """Lightning's hints on what this program has decided already."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*`IterableDataset` has `__len__`.*", ".*srun.*"):
+        warnings.filterwarnings("ignore", message)
+
+
+def make_trainer(config: Config, run: "Run", callbacks: list[Any], checkpoint_io: Any) -> "pl.Trainer":
+    """Lightning's trainer for one endless epoch; the recorder ends it."""
+    import lightning.pytorch as pl
+
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=config.trainer.strategy,
+        precision=resolve_precision(config),
+        max_epochs=-1,
+        max_steps=-1,
+        accumulate_grad_batches=config.trainer.accumulate,
+        val_check_interval=config.eval.every * config.trainer.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=make_logger(config, run),
+        callbacks=callbacks,
+        plugins=[checkpoint_io],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.path,
+    )
+
+
+def resolve_precision(config: Config) -> Any:
+    """`auto` as what the device does best."""
+    import torch
+
+    gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if config.trainer.precision == "16-mixed" and not gpu:
+        raise UserError("trainer.precision 16-mixed needs a GPU; on a CPU use 32 or bf16-mixed")
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 32
+
+
+def make_logger(config: Config, run: "Run") -> Any:
+    """Weights & Biases with our names and x-axes, or None."""
+    if config.log.wandb == "disabled":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        from lightning.pytorch.loggers import WandbLogger
+
+        logger = WandbLogger(
+            name=config.name,
+            id=run.path.name,
+            resume="allow",
+            save_dir=run.path,
+            project=config.log.project,
+            group=config.log.group or config.mixer_name,
+            offline=config.log.wandb == "offline",
+            config=config.flat(),
+        )
+    except ModuleNotFoundError:
+        say("wandb is not installed: metrics go to metrics.csv only")
+        return None
+    for axis in ("step", "chars", "train_seconds", "flops"):
+        logger.experiment.define_metric(axis, hidden=True)
+    logger.experiment.define_metric("*", step_metric="step")
+    return logger
+
+
+def announce(config: Config, corpus: "Corpus", parameters: int, trainer: "pl.Trainer", run: "Run") -> None:
+    """What is going to be trained."""
+    budget = (
+        f"{config.trainer.max_steps} steps"
+        if config.trainer.max_steps
+        else f"{config.trainer.max_minutes:g} minutes, validation excluded"
+    )
+    kind = trainer.strategy.root_device.type
+    say(f"model    {config.mixer_name}, {config.model.layers} layers of width {config.model.width}: {parameters:,} parameters")
+    say(f"corpus   {config.data.corpus}: {len(corpus.ids):,} characters, {len(corpus.tokenizer) - 1} distinct")
+    say(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
+    say(f"device   {trainer.num_devices} x {kind}, precision {trainer.precision}")
+    say(f"budget   {budget}")
+    say(f"run      {run.path}")
+
+
+def start_from(run: "Run", checkpoint: Path | None) -> None:
+    """Put the run folder back to where the checkpoint is."""
+    from lm.run import read_checkpoint
+
+    step = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
+    run.cut_back(step)
+    if step:
+        say(f"resuming after step {step}")
+
+
+def report(run: "Run", status: str) -> None:
+    """How it went, and what to do next."""
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        return
+    summary = run.summary()
+    best = summary.get("best", {})
+    say(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
+    say(f" ({summary['chars_per_second']:,.0f} characters/s, {summary['peak_memory_mb']:,.0f} MB)")
+    if best:
+        say(f"best validation loss: {best['val/loss']:.4f} nats/char windowed, {best['val/loss_streaming']:.4f} streaming")
+    say(f"the run is in {run.path}")
+    if status == "finished":
+        say(f"write text:    python generate.py {run.path}\ncompare runs:  python -m lm.compare {run.path.parent}/*")
+    else:
+        say(f"go on with it: python train.py --resume {run.path}")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Messages go to stderr, from the first process only."""
+    if not int(os.environ.get("LOCAL_RANK", 0)):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
