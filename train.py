@@ -171,7 +171,8 @@ def announce(config: Config, corpus: "Corpus", parameters: int, trainer: "pl.Tra
         else f"{config.trainer.max_minutes:g} minutes, validation excluded"
     )
     kind = trainer.strategy.root_device.type
-    say(f"model    {config.mixer_name}, {config.model.layers} layers of width {config.model.width}: {parameters:,} parameters")
+    shape = f"{config.model.layers} layers of width {config.model.width}"
+    say(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
     say(f"corpus   {config.data.corpus}: {len(corpus.ids):,} characters, {len(corpus.tokenizer) - 1} distinct")
     say(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
     say(f"device   {trainer.num_devices} x {kind}, precision {trainer.precision}")
@@ -198,7 +199,8 @@ def report(run: "Run", status: str) -> None:
     say(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
     say(f" ({summary['chars_per_second']:,.0f} characters/s, {summary['peak_memory_mb']:,.0f} MB)")
     if best:
-        say(f"best validation loss: {best['val/loss']:.4f} nats/char windowed, {best['val/loss_streaming']:.4f} streaming")
+        windowed, streaming = best["val/loss"], best["val/loss_streaming"]
+        say(f"best validation loss: {windowed:.4f} nats/char windowed, {streaming:.4f} streaming")
     say(f"the run is in {run.path}")
     if status == "finished":
         say(f"write text:    python generate.py {run.path}\ncompare runs:  python -m lm.compare {run.path.parent}/*")

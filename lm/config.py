@@ -193,7 +193,7 @@ class Parser(ArgumentParser):
         """All options, as they are typed."""
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: Any = None) -> str:
         """One entry an option: name, meaning, default."""
         lines = [f"usage: {self.prog} {self.usage}", "", *textwrap.wrap(self.description or "", 100), ""]
         for action in self._actions:

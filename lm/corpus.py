@@ -72,7 +72,7 @@ def find_files(config: DataConfig) -> list[Path]:
         return [path]
     if glob.has_magic(name):
         return _some([Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()], name)
-    if name.startswith("hf://") or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and path.suffix != ".txt":
+    if name.startswith("hf://") or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and path.suffix != ".txt"):
         return []
     near = difflib.get_close_matches(name, EMBEDDED, 1)
     hint = f"did you mean {near[0]}?" if near else f"embedded are {' and '.join(EMBEDDED)}"

@@ -5,7 +5,7 @@ for one character.
 """
 
 import inspect
-
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
@@ -73,7 +73,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(mixer, config) for mixer in make_mixers(config))
+        blocks = [Block(mixer, config) for mixer in make_mixers(config)]
+        self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # what mypy should know of its items
         self.norm = nn.RMSNorm(config.width)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
         self._init_weights()

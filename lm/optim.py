@@ -59,7 +59,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         momenta = [self._buffer(p, "momentum") for p in parameters]
-        grads = [p.grad for p in parameters]
+        grads = _grads(parameters)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -71,7 +71,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         adamw(
             parameters,
-            [p.grad for p in parameters],
+            _grads(parameters),
             [self._buffer(p, "exp_avg") for p in parameters],
             [self._buffer(p, "exp_avg_sq") for p in parameters],
             [],
@@ -93,10 +93,15 @@ class MuonAdamW(torch.optim.Optimizer):
         return state[name]
 
 
+def _grads(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
     """Muon (if chosen) for the matrices of the blocks, AdamW for the rest; weight decay on matrices only."""
-    matrices, others = [], []
-    muon = []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    muon: list[Tensor] = []
     for name, p in model.named_parameters():
         if config.name == "muon" and name.startswith("blocks.") and p.dim() == 2 and "convolution" not in name:
             muon.append(p)

@@ -1,13 +1,13 @@
 """The run folder: the only interface between training and everything after it, and the only code that knows its files.
 
-    runs/<name>/
-      config.yaml        the resolved configuration
-      summary.json       status, parameters, best and final losses, peak memory, characters/s
-      metrics.csv        a row per logged step and per validation
-      samples.jsonl      step, prompt, text
-      tokenizer.json     a `tokenizers` file
-      environment.json   versions, processor, command
-      checkpoints/       best.ckpt last.ckpt previous.ckpt
+runs/<name>/
+  config.yaml        the resolved configuration
+  summary.json       status, parameters, best and final losses, peak memory, characters/s
+  metrics.csv        a row per logged step and per validation
+  samples.jsonl      step, prompt, text
+  tokenizer.json     a `tokenizers` file
+  environment.json   versions, processor, command
+  checkpoints/       best.ckpt last.ckpt previous.ckpt
 """
 
 import csv
@@ -160,7 +160,7 @@ class Run:
 
 
 def save_atomically(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that `path` is, at any moment and after a power loss, the old file or the new one, whole."""
+    """Write a checkpoint so that at any moment, a power loss included, `path` is the old file or the new one, whole."""
     import torch
 
     part = path.with_name(f".{path.name}.part")

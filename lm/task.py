@@ -83,7 +83,7 @@ class Task(pl.LightningModule):
         if self.trainer.world_size > 1 and self.clock.budget.max_steps is None:
             progress = self.trainer.strategy.broadcast(progress)  # the devices' clocks differ, their rates must not
         factor = lr_factor(self.config.optim, self.global_step, progress)
-        for group in self.optimizers().param_groups:
+        for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * factor
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -93,7 +93,7 @@ class Task(pl.LightningModule):
             self.carried[batch["part"]] = tuple(tuple(part.detach() for part in layer) for layer in state)
         return nll(logits, batch["y"])
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, **_: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
         """Clip by the norm over all parameters, and keep that norm as a metric."""
         largest = self.config.optim.clip or float("inf")
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
@@ -174,6 +174,7 @@ class CorpusDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         """Windows are dealt out to the devices; the stream is one sequence, which every device reads whole."""
         assert self.trainer is not None
-        dealt = list(windows(self.corpus.validation, self.config.data.context))
+        dealt: Any = list(windows(self.corpus.validation, self.config.data.context))
         dealt = dealt[self.trainer.global_rank :: self.trainer.world_size]
-        return [DataLoader(pieces, batch_size=None) for pieces in (dealt, list(stream(self.corpus.validation)))]
+        whole: Any = list(stream(self.corpus.validation))
+        return [DataLoader(pieces, batch_size=None) for pieces in (dealt, whole)]

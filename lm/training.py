@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from tqdm import tqdm
 
@@ -83,7 +84,7 @@ class Recorder(Callback):
         before, seconds = self.last_row
         speed = (step - before) * self._chars_per_step / max(self.task.clock.seconds - seconds, 1e-9)
         self.last_row = (step, self.task.clock.seconds)
-        lr = self.task.optimizers().param_groups[0]["lr"]
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
         norm = float(self.task.grad_norm)
         self._write(trainer, {"train/loss": loss, "lr": lr, "grad_norm": norm, "chars_per_second": speed})
 
@@ -130,7 +131,8 @@ class Recorder(Callback):
         head = f"--- step {step}: validation loss {loss:.3f} windowed, {streaming:.3f} streaming; a sample ---"
         tqdm.write(f"\n{head}\n{text.strip()}\n", file=sys.stderr)
         for logger in trainer.loggers:
-            logger.log_text("sample", ["step", "prompt", "text"], [[step, prompt, text]])
+            assert isinstance(logger, WandbLogger)
+            logger.log_text("sample", ["step", "prompt", "text"], [[str(step), prompt, text]])
 
     def write_summary(self, trainer: pl.Trainer, status: str) -> None:
         """summary.json as things stand."""
@@ -178,11 +180,12 @@ class Checkpoints(Callback):
         tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        accumulate = pl_module.config.trainer.accumulate
-        if self.signalled and batch["part"] + 1 == accumulate and not trainer.should_stop:
-            if trainer.global_step % pl_module.config.eval.every:  # else validation follows, and saves
-                self._save(trainer)
-                raise Interrupted
+        config = pl_module.config
+        whole_step = batch["part"] + 1 == config.trainer.accumulate
+        validates_next = trainer.should_stop or trainer.global_step % config.eval.every == 0  # and saves
+        if self.signalled and whole_step and not validates_next:
+            self._save(trainer)
+            raise Interrupted
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         loss = self.recorder.latest["val/loss"]

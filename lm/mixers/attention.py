@@ -6,7 +6,7 @@ position; the product of two rotations depends on their distance alone (RoFormer
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
 from lm.mixers.base import Mixer, State
 
@@ -33,7 +33,7 @@ class Attention(Mixer):
 
     Args:
         width: channels of input and output, D.
-        heads: number of heads H, each of N = D / H channels; 0 means max(1, width // 32).
+        heads: number of heads H, each of N = D / H channels, N even; 0 means about width / 32.
         window: how many positions a query sees, itself included. train.py sets it to the context by default.
 
     The state is the last `window` keys and values, (B, window, H, N) each, and the position (B,) of the next
@@ -42,14 +42,15 @@ class Attention(Mixer):
 
     def __init__(self, width: int, heads: int = 0, window: int = 256) -> None:
         super().__init__()
-        self.heads = heads or max(1, width // 32)
-        if width % self.heads or width // self.heads % 2:
+        fitting = (n for n in range(max(1, width // 32), 0, -1) if width % (2 * n) == 0)
+        self.heads = heads or next(fitting, 1)
+        if width % (2 * self.heads):
             raise ValueError(f"width {width} cannot be cut into {self.heads} heads of even size")
         self.window = window
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.query_norm = nn.RMSNorm(width // self.heads)
-        self.key_norm = nn.RMSNorm(width // self.heads)
+        self.query_scale = nn.Parameter(torch.ones(width // self.heads))
+        self.key_scale = nn.Parameter(torch.ones(width // self.heads))
 
     def init_state(self, batch: int) -> State:
         weight = self.output.weight
@@ -76,7 +77,10 @@ class Attention(Mixer):
         q, k, v = self.query_key_value(x).view(B, T, 3 * self.heads, -1).chunk(3, dim=2)  # (B, T, H, N)
         first = torch.zeros(1, dtype=torch.int64, device=x.device) if state is None else state[2]
         angles = rotation(first[:, None] + torch.arange(T, device=x.device), q.shape[-1], q.dtype)
-        q, k = rotate(self.query_norm(q), angles), rotate(self.key_norm(k), angles)
+        q, k = (
+            rotate(rms_norm(x, scale.shape, scale.to(x.dtype)), angles)  # normalised: logits stay bounded
+            for x, scale in ((q, self.query_scale), (k, self.key_scale))
+        )
         mask = None
         if state is not None:
             k, v = torch.cat([state[0].to(k.dtype), k], dim=1), torch.cat([state[1].to(v.dtype), v], dim=1)

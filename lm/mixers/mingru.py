@@ -32,9 +32,7 @@ class MinGRU(Mixer):
     gates = 1
     scan = staticmethod(mingru_scan)
 
-    def __init__(
-        self, width: int, expansion: float = 2.0, convolution: int = 4, gate_bias: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, expansion: float = 2.0, convolution: int = 4, gate_bias: float = 0.0) -> None:
         super().__init__()
         self.hidden = round(width * expansion)
         self.convolution = CausalConvolution(width, convolution) if convolution else None
@@ -58,11 +56,12 @@ class MinGRU(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         h0, *past = state if state is not None else (None, None)
+        kept: tuple[Tensor, ...] = ()
         if self.convolution is not None:
-            x, past[0] = self.convolution(x, past[0])
+            x, last_inputs = self.convolution(x, past[0])
+            kept = (last_inputs,)
         h, h_last = self.scan(self.projection(x), h0)
-        y = self.down(h)
-        return y, (h_last,) if self.convolution is None else (h_last, past[0])
+        return self.down(h), (h_last, *kept)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, *past = state

@@ -1,0 +1,26 @@
+# `make train` and `make test` do everything from a fresh clone: environment, installation from the lock, the work.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+train: .venv/ready
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/ready-test
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: .venv/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/ready-test: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+.PHONY: train test lint

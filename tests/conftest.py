@@ -1,0 +1,37 @@
+"""Shared fixtures: a small corpus, and train.py run in this process on it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SMALL = (
+    "--model.width 32 --model.layers 2 --data.context 32 --data.batch_size 4 --eval.sample_chars 20 "
+    "--log.wandb disabled --trainer.accelerator cpu"
+).split()
+"""A model and batches that train in milliseconds."""
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A text file with 12,000 characters of Shakespeare."""
+    from lm.corpus import DATA, read_text
+
+    path = tmp_path / "corpus.txt"
+    path.write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_train(tmp_path: Path, corpus: Path):
+    """Call train.py's main with small settings; returns the run folder."""
+    import train
+
+    def call(name: str, *options: str, code: int = 0) -> Path:
+        argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", name, *options]
+        assert train.main(argv) == code
+        return tmp_path / name
+
+    return call

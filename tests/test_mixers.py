@@ -1,0 +1,208 @@
+"""The laws of lm/mixers/base.py, for every mixer."""
+
+import contextlib
+
+import pytest
+import torch
+
+from lm.config import MixerName, MixerOptions, ModelConfig
+from lm.mixers import MIXERS
+from lm.model import LanguageModel
+
+WIDTH, BATCH = 32, 2
+CASES = {
+    "mingru": ("mingru", {}),
+    "mingru plain": ("mingru", {"convolution": 0, "expansion": 1.0}),
+    "minlstm": ("minlstm", {}),
+    "minlstm plain": ("minlstm", {"convolution": 0, "expansion": 1.5, "gate_bias": 1.0}),
+    "attention": ("attention", {}),
+    "attention window": ("attention", {"window": 50, "heads": 4}),
+}
+LENGTHS = (1, 2, 63, 257, 1000)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+every_mixer = pytest.mark.parametrize("case", CASES)
+every_type = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def make(case: str) -> torch.nn.Module:
+    """A mixer in eval mode whose weights are all random."""
+    torch.manual_seed(0)
+    name, options = CASES[case]
+    mixer = MIXERS[name](WIDTH, **options)
+    for p in mixer.parameters():
+        torch.nn.init.normal_(p, mean=1.0 if p.dim() == 1 else 0.0, std=WIDTH**-0.5)
+    return mixer
+
+
+def precision(dtype: torch.dtype):
+    """Autocast without its cache of weights, in which a weight used T times would sum its gradient in bfloat16."""
+    return torch.autocast("cpu", dtype, cache_enabled=False) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+def assert_near(actual, expected, dtype=torch.float32) -> None:
+    actual, expected = actual.double(), expected.double()
+    assert actual.isfinite().all()
+    error = (actual - expected).norm() / expected.norm().clamp(min=1e-6)
+    assert error <= TOLERANCE[dtype], f"relative error {error:.2e}"
+
+
+def some_state(mixer, length: int = 30):
+    """A state that is not the initial one, ready for gradients."""
+    _, state = mixer(torch.randn(BATCH, length, WIDTH))
+    return tuple(s.detach().requires_grad_() if s.is_floating_point() else s for s in state)
+
+
+def gradients(mixer, x, state, y, last):
+    """Of a random-weighted sum of the outputs and of the last state."""
+    torch.manual_seed(1)
+    total = (y.float() * torch.randn(y.shape)).sum()
+    total = total + sum((s.float() * torch.randn(s.shape)).sum() for s in last if s.is_floating_point())
+    inputs = [x, *(s for s in state if s.is_floating_point()), *mixer.parameters()]
+    return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+
+
+def fold(mixer, x, state):
+    """`step` over a sequence."""
+    ys = []
+    for x_t in x.unbind(1):
+        y, state = mixer.step(x_t, state)
+        ys.append(y)
+    return torch.stack(ys, dim=1), state
+
+
+@every_mixer
+@every_type
+@pytest.mark.parametrize("T", LENGTHS)
+def test_forward_equals_folding_step(case, dtype, T):
+    mixer = make(case)
+    x, state = torch.randn(BATCH, T, WIDTH, requires_grad=True), some_state(mixer)
+    with precision(dtype):
+        y, last = mixer(x, state)
+        y_folded, last_folded = fold(mixer, x, state)
+    assert_near(y, y_folded, dtype)
+    for a, b in zip(last, last_folded, strict=True):
+        assert_near(a, b, dtype)
+    folded = gradients(mixer, x, state, y_folded, last_folded)
+    for a, b in zip(gradients(mixer, x, state, y, last), folded, strict=True):
+        assert_near(a, b, dtype)
+
+
+@every_mixer
+@every_type
+@pytest.mark.parametrize("cut", (1, 62, 200))
+def test_splitting_a_sequence_changes_nothing(case, dtype, cut):
+    mixer = make(case)
+    x, state = torch.randn(BATCH, 257, WIDTH), some_state(mixer)
+    with torch.no_grad(), precision(dtype):
+        whole, last = mixer(x, state)
+        first, state = mixer(x[:, :cut], state)
+        second, state = mixer(x[:, cut:], state)
+    assert_near(torch.cat([first, second], dim=1), whole, dtype)
+    for a, b in zip(state, last, strict=True):
+        assert_near(a, b, dtype)
+
+
+@every_mixer
+@every_type
+def test_initial_state_is_the_default(case, dtype):
+    mixer = make(case)
+    x = torch.randn(BATCH, 70, WIDTH)
+    with torch.no_grad(), precision(dtype):
+        assert_near(mixer(x, mixer.init_state(BATCH))[0], mixer(x)[0], dtype)
+
+
+@every_mixer
+@every_type
+@pytest.mark.parametrize("t", (1, 40, 99))
+def test_the_past_does_not_see_the_future(case, dtype, t):
+    mixer = make(case)
+    x = torch.randn(BATCH, 100, WIDTH)
+    changed = x.clone()
+    changed[:, t] += 1
+    with torch.no_grad(), precision(dtype):
+        before, after = mixer(x)[0], mixer(changed)[0]
+    assert_near(after[:, :t], before[:, :t], dtype)
+    assert not torch.allclose(after[:, t], before[:, t], atol=1e-3)
+
+
+@every_mixer
+@every_type
+def test_rows_do_not_see_each_other(case, dtype):
+    mixer = make(case)
+    x = torch.randn(3, 65, WIDTH)
+    with torch.no_grad(), precision(dtype):
+        together = mixer(x)[0]
+        alone = torch.cat([mixer(row[None])[0] for row in x])
+    assert_near(together, alone, dtype)
+
+
+@every_mixer
+def test_state_is_a_tuple_of_batch_first_real_tensors(case):
+    mixer = make(case)
+    state = mixer.init_state(BATCH)
+    _, after = mixer(torch.randn(BATCH, 5, WIDTH))
+    _, stepped = mixer.step(torch.randn(BATCH, WIDTH), state)
+    for s in (state, after, stepped):
+        assert isinstance(s, tuple)
+        assert [(t.shape, t.dtype) for t in s] == [(t.shape, t.dtype) for t in state]
+        assert all(t.shape[0] == BATCH and not t.is_complex() for t in s)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("width", (2, 6, 130))
+def test_any_even_width_with_defaults_alone(name, width):
+    y, _ = MIXERS[name](width)(torch.randn(1, 3, width))
+    assert y.shape == (1, 3, width)
+
+
+def test_config_names_every_mixer():
+    assert set(MixerName.__args__) == set(MIXERS)
+
+
+# The laws that need a whole model; `hybrid` mixes them.
+
+MODELS = {case: (CASES[case][0], CASES[case][1]) for case in CASES} | {"hybrid": (["mingru", "attention"], {})}
+every_model = pytest.mark.parametrize("case", MODELS)
+
+
+def make_model(case: str, vocabulary: int = 30) -> LanguageModel:
+    torch.manual_seed(0)
+    mixer, options = MODELS[case]
+    return LanguageModel(vocabulary, ModelConfig(mixer=mixer, options=MixerOptions(**options), width=WIDTH, layers=2))
+
+
+@every_model
+def test_greedy_decoding_equals_full_recomputation(case):
+    model = make_model(case).eval()
+    torch.nn.init.normal_(model.head.weight)
+    ids = list(range(5))
+    with torch.no_grad():
+        logits, state = model(torch.tensor([ids]))
+        logits, decoded = logits[:, -1], list(ids)
+        for _ in range(80):
+            decoded.append(int(logits.argmax()))
+            logits, state = model.step(torch.tensor(decoded[-1:]), state)
+            ids.append(int(model(torch.tensor([ids]))[0][0, -1].argmax()))
+    assert decoded == ids
+    assert len(set(ids)) > 5
+
+
+@every_model
+def test_one_batch_can_be_overfitted(case):
+    model = make_model(case)
+    ids = torch.randint(0, 30, (4, 33))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+@every_model
+def test_initial_loss_is_that_of_guessing(case):
+    model = make_model(case)
+    ids = torch.randint(0, 30, (4, 33))
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(torch.tensor(30.0).log().item(), abs=1e-6)
