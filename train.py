@@ -3,13 +3,12 @@
 import logging
 import os
 import sys
-import time
 import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.config import Config, UserError, from_yaml, parse
+from lm.config import Config, UserError, parse
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -17,33 +16,46 @@ if TYPE_CHECKING:
     from lm.corpus import Corpus
     from lm.run import Run
 
-STARTED = time.perf_counter()
 RESUMABLE = ("trainer.max_steps", "trainer.max_minutes", "log.", "name", "runs")
 """Options that may change when a run is resumed; all others would make it another run."""
+RUN_NAME = "CHAR_LM_RUN_NAME"
+"""Hands a name made from the time on to the processes of the other devices."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train. Returns the exit code: 0, 1 if training failed, 2 for a mistake in the command."""
+    """Train. Returns the exit code: 0, 1 if training failed, 2 for a mistake in the command, 130 if interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     config, resume = parse(argv)
     try:
-        return train(*prepare(config, resume, argv))
+        if resume is None:
+            return train(*prepare(config), None)
+        return train(*prepare_resuming(config, resume, argv))
     except UserError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
 
 
-def prepare(config: Config, resume: str | None, argv: list[str]) -> "tuple[Config, Corpus, Run, Path | None]":
-    """Read the corpus and make, or find, the run folder: what can go wrong does so here, before torch is imported."""
+def prepare(config: Config) -> "tuple[Config, Corpus, Run]":
+    """Name the run and read the corpus: what can go wrong without torch does so before torch is imported."""
     from lm.corpus import load_corpus
     from lm.run import Run
 
-    if resume is None:
-        corpus = load_corpus(config.data)
-        config.name = config.name or f"{config.mixer_name}-{datetime.now():%Y%m%d-%H%M%S}"
-        return config, corpus, Run.create(config, corpus.tokenizer), None
+    if config.name is None:
+        config.name = f"{config.mixer_name}-{datetime.now():%Y%m%d-%H%M%S}"
+        config.name = os.environ.setdefault(RUN_NAME, config.name) if config.trainer.devices > 1 else config.name
+    run = Run(Path(config.runs) / config.name)
+    if not is_helper() and run.path.exists():
+        raise UserError(f"{run.path} exists already; choose another --name, or go on with --resume")
+    return config, load_corpus(config.data), run
+
+
+def prepare_resuming(config: Config, resume: str, argv: list[str]) -> "tuple[Config, Corpus, Run, Path | None]":
+    """Find the run and its newest whole checkpoint, and make sure that it stays the same run."""
+    from lm.corpus import load_corpus
+    from lm.run import Run
+
     run = Run.find(resume, config.runs)
-    saved = from_yaml((run.path / "config.yaml").read_text(encoding="utf-8"))
+    saved = run.config()
     config, _ = parse(argv, saved.to_yaml())
     changed = [k for k, v in config.flat().items() if v != saved.flat()[k] and not k.startswith(RESUMABLE)]
     if changed:
@@ -52,8 +64,14 @@ def prepare(config: Config, resume: str | None, argv: list[str]) -> "tuple[Confi
     corpus = load_corpus(config.data)
     if corpus.tokenizer.characters != run.tokenizer().characters:
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
-    run.write("config.yaml", config.to_yaml())
+    if not is_helper():
+        run.write("config.yaml", config.to_yaml())
     return config, corpus, run, run.newest_checkpoint()
+
+
+def is_helper() -> bool:
+    """Whether this is one of the further processes of a training on several devices."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
 
 
 def train(config: Config, corpus: "Corpus", run: "Run", checkpoint: Path | None) -> int:
@@ -67,13 +85,15 @@ def train(config: Config, corpus: "Corpus", run: "Run", checkpoint: Path | None)
 
     torch.manual_seed(config.seed)
     model = LanguageModel(len(corpus.tokenizer), config.model)
+    precision = resolve_precision(config)
+    if not is_helper():
+        run.open(config, corpus.tokenizer, checkpoint)
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer))
     flops = 3 * model.flops(config.data.context) * config.data.batch_size * config.data.context
     recorder = Recorder(run, corpus.tokenizer, flops)
     callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
-    trainer = make_trainer(config, run, callbacks, AtomicCheckpointIO())
+    trainer = make_trainer(config, run, precision, callbacks, AtomicCheckpointIO())
     announce(config, corpus, model.parameters_total, trainer, run)
-    start_from(run, checkpoint)
     status = "failed"
     try:
         trainer.fit(task, datamodule=CorpusDataModule(corpus, config), ckpt_path=checkpoint)
@@ -84,10 +104,10 @@ def train(config: Config, corpus: "Corpus", run: "Run", checkpoint: Path | None)
         status = "diverged"
         say(f"stopped: {error}. The last good checkpoint is kept; try a lower --optim.lr or --optim.muon_lr")
     finally:
-        if trainer.is_global_zero and hasattr(recorder, "task"):
+        if trainer.is_global_zero:
             recorder.write_summary(trainer, status)
     report(run, status)
-    return 1 if status == "diverged" else 130 if status == "interrupted" else 0
+    return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
 def quieten() -> None:
@@ -98,7 +118,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def make_trainer(config: Config, run: "Run", callbacks: list[Any], checkpoint_io: Any) -> "pl.Trainer":
+def make_trainer(config: Config, run: "Run", precision: Any, callbacks: list[Any], checkpoint_io: Any) -> "pl.Trainer":
     """Lightning's trainer for one endless epoch; the recorder ends it."""
     import lightning.pytorch as pl
 
@@ -107,14 +127,14 @@ def make_trainer(config: Config, run: "Run", callbacks: list[Any], checkpoint_io
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=config.trainer.strategy,
-        precision=resolve_precision(config),
+        precision=precision,
         max_epochs=-1,
         max_steps=-1,
         accumulate_grad_batches=config.trainer.accumulate,
         val_check_interval=config.eval.every * config.trainer.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=make_logger(config, run),
+        logger=make_logger(config, run) or False,
         callbacks=callbacks,
         plugins=[checkpoint_io],
         enable_checkpointing=False,
@@ -180,19 +200,9 @@ def announce(config: Config, corpus: "Corpus", parameters: int, trainer: "pl.Tra
     say(f"run      {run.path}")
 
 
-def start_from(run: "Run", checkpoint: Path | None) -> None:
-    """Put the run folder back to where the checkpoint is."""
-    from lm.run import read_checkpoint
-
-    step = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
-    run.cut_back(step)
-    if step:
-        say(f"resuming after step {step}")
-
-
 def report(run: "Run", status: str) -> None:
     """How it went, and what to do next."""
-    if int(os.environ.get("LOCAL_RANK", 0)):
+    if is_helper():
         return
     summary = run.summary()
     best = summary.get("best", {})
@@ -210,7 +220,7 @@ def report(run: "Run", status: str) -> None:
 
 def say(text: str, end: str = "\n") -> None:
     """Messages go to stderr, from the first process only."""
-    if not int(os.environ.get("LOCAL_RANK", 0)):
+    if not is_helper():
         print(text, end=end, file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,6 @@ import math
 import re
 import sys
 import textwrap
-from argparse import ArgumentError
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, NoReturn
@@ -186,7 +185,10 @@ class Parser(ArgumentParser):
     """A parser whose help is short, and whose errors are one line with the nearest right name, and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: error: {explain(str(ex or message), self.option_names())}\n")
+        text = explain(str(ex or message), self.option_names())
+        if not self.exit_on_error:
+            raise UserError(text)
+        sys.stderr.write(f"{self.prog}: error: {text}\n")
         sys.exit(2)
 
     def option_names(self) -> list[str]:
@@ -300,10 +302,7 @@ def from_yaml(text: str) -> Config:
         UserError: it is not YAML, or has an unknown option, a wrong type or a wrong value.
     """
     parser = make_parser(exit_on_error=False)
-    try:
-        config = _build(parser, parser.parse_string(text))
-    except ArgumentError as error:
-        raise UserError(explain(str(error), parser.option_names())) from None
+    config = _build(parser, parser.parse_string(text))
     check(config)
     return config
 

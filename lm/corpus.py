@@ -66,9 +66,9 @@ def find_files(config: DataConfig) -> list[Path]:
     if name in EMBEDDED:
         return [DATA / f"{name}.txt.xz"]
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _some([p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")], name)
-    if path.exists():
+    if name and path.exists():
         return [path]
     if glob.has_magic(name):
         return _some([Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()], name)

@@ -45,32 +45,29 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "tokenizers", "datasets", "wan
 
 
 class Run:
-    """A run folder. `Run.create` makes one, `Run.find` opens one."""
+    """A run folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @classmethod
-    def create(cls, config: Config, tokenizer: CharTokenizer) -> "Run":
-        """Make the folder of a new run.
+    def open(self, config: Config, tokenizer: CharTokenizer, checkpoint: Path | None) -> None:
+        """Make the folder of a new run, or put that of a resumed one back to where its checkpoint is.
 
         Raises:
-            UserError: it exists already, or cannot be made.
+            UserError: it cannot be made.
         """
-        run = cls(Path(config.runs) / str(config.name))
+        if (self.path / "metrics.csv").exists():
+            self.cut_back(read_checkpoint(checkpoint)["global_step"] if checkpoint else 0)
+            return
         try:
-            run.checkpoints.parent.mkdir(parents=True)
-            run.checkpoints.mkdir()
-        except FileExistsError:
-            raise UserError(f"{run.path} exists already; choose another --name, or go on with --resume") from None
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the run folder {run.path}: {error.strerror}") from None
-        run.write("config.yaml", config.to_yaml())
-        run.write("tokenizer.json", tokenizer.to_json())
-        run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
-        run.write("metrics.csv", ",".join(AXES + VALUES) + "\n")
-        run.write("samples.jsonl", "")
-        return run
+            raise UserError(f"cannot make the run folder {self.path}: {error.strerror}") from None
+        self.write("tokenizer.json", tokenizer.to_json())
+        self.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.write("samples.jsonl", "")
+        self.write("config.yaml", config.to_yaml())
+        self.write("metrics.csv", ",".join(AXES + VALUES) + "\n")
 
     @classmethod
     def find(cls, name: str, runs: str = "runs") -> "Run":

@@ -135,7 +135,9 @@ class Recorder(Callback):
             logger.log_text("sample", ["step", "prompt", "text"], [[str(step), prompt, text]])
 
     def write_summary(self, trainer: pl.Trainer, status: str) -> None:
-        """summary.json as things stand."""
+        """summary.json as things stand; nothing if training never began."""
+        if not hasattr(self, "task"):
+            return
         step, seconds = trainer.global_step, self.task.clock.seconds
         self.run.update_summary(
             status=status,
@@ -168,10 +170,15 @@ class Checkpoints(Callback):
     def __init__(self, run: Run, recorder: Recorder) -> None:
         self.folder, self.recorder = run.checkpoints, recorder
         self.signalled = False
+        self.previous_handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        signal.signal(signal.SIGINT, self._signal)
-        signal.signal(signal.SIGTERM, self._signal)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous_handlers[number] = signal.signal(number, self._signal)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
 
     def _signal(self, number: int, frame: Any) -> None:
         """Finish the step, save, stop. A second signal acts at once."""

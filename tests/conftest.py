@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("shared machine", deadline=None, max_examples=50)
+settings.load_profile("shared machine")
 
 SMALL = (
     "--model.width 32 --model.layers 2 --data.context 32 --data.batch_size 4 --eval.sample_chars 20 "

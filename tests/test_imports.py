@@ -1,0 +1,29 @@
+"""What each import drags in: the heavy libraries come late."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("lm", "torch lightning numpy jsonargparse"),
+        ("lm.config", "torch lightning numpy datasets wandb"),
+        ("lm.corpus", "torch lightning datasets wandb tokenizers"),
+        ("lm.run", "torch lightning datasets wandb"),
+        ("lm.model", "lightning datasets wandb torchmetrics tokenizers"),
+        ("lm.sampling", "lightning datasets wandb torchmetrics"),
+        ("lm.evaluate", "lightning datasets wandb torchmetrics"),
+        ("train", "torch lightning datasets wandb"),
+        ("generate", "torch lightning datasets wandb"),
+    ],
+)
+def test_import_weight(module, forbidden):
+    code = f"import sys, {module}; print([m for m in '{forbidden}'.split() if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
