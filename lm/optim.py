@@ -18,20 +18,44 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, chosen by Jordan for speed: singular values end in about [0.7, 1.2]."""
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Replace the singular values of each matrix (..., M, N) by about 1, by a Newton-Schulz iteration.
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Replace the singular values of a matrix (M, N) by about 1, by a Newton-Schulz iteration.
 
     Runs in bfloat16 on a GPU and in float32 on a CPU, the fastest type of each. Returns that type.
     """
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
-    tall = x.shape[-2] > x.shape[-1]
+    x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    tall = x.shape[0] > x.shape[1]
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x / (x.norm() + 1e-7)
+    x = newton_schulz(x, steps) if x.dtype == torch.bfloat16 else newton_schulz_gram(x, steps)
+    return x.mT if tall else x
+
+
+def newton_schulz(x: Tensor, steps: int) -> Tensor:
+    """x <- a x + b (x x^T) x + c (x x^T)^2 x, so many times; x (M, N), M <= N, of norm at most 1."""
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def newton_schulz_gram(x: Tensor, steps: int) -> Tensor:
+    """The same iteration on x x^T alone, multiplied onto x once at the end: half the work where N >= 3 M.
+
+    Each step maps x to p x with p = a + b g + c g^2 and g = x x^T, hence g to p g p. Needs float32: the errors of g
+    grow twelvefold a step, which bfloat16 would not survive.
+    """
+    a, b, c = NEWTON_SCHULZ
+    gram = x @ x.mT
+    product = None
+    for step in range(steps):
+        p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal().add_(a)
+        product = p if product is None else p @ product
+        if step < steps - 1:
+            gram = p @ gram @ p
+    return x if product is None else product @ x
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -139,12 +139,15 @@ class Run:
 
     def cut_back(self, step: int) -> None:
         """Forget the rows and samples after a step, and what a crash left of a row: the run goes on from there."""
-        header, *rows = (self.path / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
-        self.write("metrics.csv", "".join([header, *kept]))
-        samples = (self.path / "samples.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in samples if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.write("samples.jsonl", "".join(kept))
+        header, *rows = self._lines("metrics.csv")
+        self.write("metrics.csv", "".join([header, *(row for row in rows if int(row.split(",")[0]) <= step)]))
+        samples = self._lines("samples.jsonl")
+        self.write("samples.jsonl", "".join(line for line in samples if json.loads(line)["step"] <= step))
+
+    def _lines(self, name: str) -> list[str]:
+        """The whole lines of a file. Cut as bytes: text may hold characters that str takes for line ends."""
+        lines = (self.path / name).read_bytes().splitlines(keepends=True)
+        return [line.decode() for line in lines if line.endswith(b"\n")]
 
     def summary(self) -> dict[str, Any]:
         """summary.json, or {} before there is one."""

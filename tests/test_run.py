@@ -1,0 +1,89 @@
+"""The run folder: rows cut back, whole checkpoints, what load takes and refuses."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm import load
+from lm.config import UserError
+from lm.run import Run, alias, read_checkpoint, save_atomically
+
+
+def test_rows_and_samples_after_the_checkpoint_and_broken_rows_are_cut(tmp_path):
+    header, rows = "step,chars\n", ["10,1\n", "20,2\n", "30,3\n", "30,"]
+    (tmp_path / "metrics.csv").write_text(header + "".join(rows))
+    lines = [
+        json.dumps({"step": step, "prompt": "", "text": "a\u2028b"}, ensure_ascii=False) + "\n" for step in (10, 30)
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(lines) + '{"step": 4', encoding="utf-8")
+    Run(tmp_path).cut_back(20)
+    assert (tmp_path / "metrics.csv").read_text() == header + "10,1\n20,2\n"
+    assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8") == lines[0]
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save_atomically({"value": 1}, path)
+
+    class Broken:
+        def __reduce__(self):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically({"value": Broken()}, path)
+    assert torch.load(path, weights_only=True) == {"value": 1}
+
+
+def test_alias_is_independent_of_a_later_save(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save_atomically({"value": 1}, path)
+    alias(path, "best.ckpt")
+    save_atomically({"value": 2}, path)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True) == {"value": 1}
+
+
+def test_load_takes_a_folder_a_name_and_a_file(run_train, tmp_path, monkeypatch):
+    run = run_train("a", "--trainer.max_steps", "3")
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    expected = load(run)[0](ids)[0]
+    assert torch.equal(load(str(run / "checkpoints" / "last.ckpt"))[0](ids)[0], expected)
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs" / "a")
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(load("a")[0](ids)[0], expected)
+    with pytest.raises(UserError, match="did you mean a"):
+        load("aa")
+
+
+def test_load_refuses_what_does_not_fit(run_train, tmp_path):
+    run = run_train("a", "--trainer.max_steps", "3")
+    good = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+    def refuse(message, path=tmp_path / "x.ckpt", **changes):
+        torch.save(good | changes, path)
+        with pytest.raises(UserError, match=message):
+            load(path)
+
+    refuse("do not fit", characters="ab")
+    refuse("unknown key model.future", config="model:\n  future: 1\n")
+    (tmp_path / "x.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(tmp_path / "x.ckpt")
+    torch.save([1], tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        read_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="no checkpoint"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_the_newest_run_is_the_default(tmp_path):
+    with pytest.raises(UserError, match="no run in"):
+        Run.find("", str(tmp_path))
+    for age, name in enumerate(("old", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+        os.utime(tmp_path / name / "config.yaml", (age, age))
+    assert Run.find("", str(tmp_path)).path == Path(tmp_path / "new")
