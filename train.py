@@ -114,7 +114,7 @@ def quieten() -> None:
     """Lightning's hints on what this program has decided already."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*`IterableDataset` has `__len__`.*", ".*srun.*"):
+    for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", ".*srun.*"):
         warnings.filterwarnings("ignore", message)
 
 
@@ -158,29 +158,30 @@ def resolve_precision(config: Config) -> Any:
 
 def make_logger(config: Config, run: "Run") -> Any:
     """Weights & Biases with our names and x-axes, or None."""
-    if config.log.wandb == "disabled":
+    if config.log.wandb == "disabled" or is_helper():
         return None
-    os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        from lightning.pytorch.loggers import WandbLogger
-
-        logger = WandbLogger(
-            name=config.name,
-            id=run.path.name,
-            resume="allow",
-            save_dir=run.path,
-            project=config.log.project,
-            group=config.log.group or config.mixer_name,
-            offline=config.log.wandb == "offline",
-            config=config.flat(),
-        )
+        import wandb
     except ModuleNotFoundError:
         say("wandb is not installed: metrics go to metrics.csv only")
         return None
+    from lightning.pytorch.loggers import WandbLogger
+
+    experiment = wandb.init(
+        mode=config.log.wandb,
+        project=config.log.project,
+        group=config.log.group or config.mixer_name,
+        name=config.name,
+        id=run.path.name,
+        resume="allow" if config.log.wandb == "online" else None,
+        dir=run.path,
+        config=config.flat(),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
     for axis in ("step", "chars", "train_seconds", "flops"):
-        logger.experiment.define_metric(axis, hidden=True)
-    logger.experiment.define_metric("*", step_metric="step")
-    return logger
+        experiment.define_metric(axis, hidden=True)
+    experiment.define_metric("*", step_metric="step")
+    return WandbLogger(experiment=experiment, save_dir=run.path)
 
 
 def announce(config: Config, corpus: "Corpus", parameters: int, trainer: "pl.Trainer", run: "Run") -> None:

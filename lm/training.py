@@ -207,7 +207,7 @@ class Checkpoints(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and (self.folder / "last.ckpt").exists():
             alias(self.folder / "last.ckpt", "previous.ckpt")
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
 
 class AtomicCheckpointIO(CheckpointIO):
