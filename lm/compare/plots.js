@@ -1,0 +1,212 @@
+"use strict";
+// The plots, and the target line over the large one. Names are escaped: plotly reads markup in them.
+
+const QUIET = { mode: "lines", hoverinfo: "skip", showlegend: false };
+
+/** The curves of a line's runs for one column; training's are smoothed. */
+function curvesOf(line, name) {
+  const part = name.startsWith("val/") ? "val" : "train";
+  const amount = part === "train" && name !== "lr" ? state.smooth : 0;
+  return line.members
+    .map((run) => points(run[part], state.x, name, state.logX))
+    .filter((curve) => curve.x.length)
+    .map(({ x, y }) => ({ x, y: smooth(y, amount) }));
+}
+
+/** What plotly draws for a line: a curve; for several seeds their mean, their band, and themselves thin. */
+function tracesOf(line, name, look) {
+  const curves = curvesOf(line, name);
+  const shared = curves.length > 1 ? band(curves) : null;
+  if (!shared || shared.x.length < 2) return curves.map((curve) => mainTrace(line, name, curve, look));
+  // of noisy training curves only what goes on where others have ended; validation's are shown whole
+  const from = name.startsWith("val/") ? -Infinity : shared.x.at(-1);
+  const seeds = curves.map(({ x, y }) => ({
+    ...thin(x.slice(lowerBound(x, from)), y.slice(lowerBound(x, from)), look.range, look.columns, state.logX),
+    line: { color: faded(colour(line.look), 0.35), width: 0.8 },
+    ...QUIET,
+  }));
+  const area = {
+    x: [...shared.x, ...shared.x.toReversed()],
+    y: [...shared.high, ...shared.low.toReversed()],
+    fill: "toself",
+    fillcolor: faded(colour(line.look), 0.16),
+    line: { width: 0 },
+    ...QUIET,
+  };
+  return [...seeds, area, mainTrace(line, name, shared, look)];
+}
+
+/** @param look faint: behind others; markers: wanted, where there is room for them; range and columns: see `thin` */
+function mainTrace(line, name, curve, { columns, range, faint = false, markers = false }) {
+  const { x, y } = thin(curve.x, curve.y, range, columns, state.logX);
+  const color = colour(line.look);
+  return {
+    x,
+    y,
+    name: escaped(line.label),
+    mode: markers && x.length < 60 ? "lines+markers" : "lines",
+    opacity: faint ? 0.4 : 1,
+    showlegend: !faint,
+    hovertemplate: faint ? "%{y:.4f} training" : `%{y:${columnFormat(name)}}`,
+    line: { color, width: faint ? 1.2 : 2, dash: line.look.dash },
+    marker: { symbol: line.look.symbol, size: 6, color },
+  };
+}
+
+const columnFormat = (name) => (name.includes("loss") || name === "val/bpc" ? ".4f" : name === "lr" ? ".3g" : ".4s");
+
+function layout(yTitle, extra = {}) {
+  const axis = {
+    gridcolor: css("--grid"),
+    linecolor: css("--line"),
+    zeroline: false,
+    tickfont: { color: css("--faint"), size: 12 },
+    title: { standoff: 8, font: { color: css("--faint"), size: 13 } },
+  };
+  return {
+    margin: MARGIN,
+    showlegend: false,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, color: css("--ink"), size: 13 },
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    hoverlabel: {
+      namelength: -1,
+      bgcolor: css("--card"),
+      bordercolor: css("--line"),
+      font: { color: css("--ink"), size: 13 },
+    },
+    xaxis: {
+      ...axis,
+      type: state.logX ? "log" : "linear",
+      title: { ...axis.title, text: AXES[state.x] },
+      hoverformat: state.x === "step" ? ",d" : ".4s",
+      unifiedhovertitle: { text: `%{x} ${AXES[state.x]}` },
+      spikecolor: css("--faint"),
+      spikethickness: 1,
+      spikedash: "solid",
+      nticks: 8,
+      tickformat: "~s",
+    },
+    yaxis: { ...axis, type: "linear", title: { ...axis.title, text: yTitle }, exponentformat: "SI", nticks: 10 },
+    ...extra,
+  };
+}
+
+/** Data and layout of the large plot, for the screen and for a file. */
+function figure() {
+  const shown = shownLines();
+  const columns = Math.max(40, Math.min(400, Math.floor(12000 / (shown.length || 1))));
+  const range = state.range ? state.range.x.map((v) => (state.logX ? 10 ** v : v)) : [-Infinity, Infinity];
+  const names = state.y === "both" ? ["train/loss", "val/loss"] : [state.y];
+  const traces = names.flatMap((name) =>
+    shown.flatMap((line) =>
+      tracesOf(line, name, {
+        columns,
+        range,
+        faint: names.length > 1 && name === "train/loss",
+        markers: name.startsWith("val/"),
+      }),
+    ),
+  );
+  const base = layout(CURVES[state.y]);
+  if (state.logY) Object.assign(base.yaxis, { type: "log", tickformat: ".3~g" });
+  // validations are far apart: their values show from half the way on
+  Object.assign(base, shown.length > 8 ? { hovermode: "closest" } : { hovermode: "x unified", hoverdistance: 100 });
+  if (state.range)
+    for (const axis of ["x", "y"])
+      Object.assign(base[`${axis}axis`], { range: [...state.range[axis]], autorange: false });
+  return { traces, layout: base };
+}
+
+function drawCurves() {
+  const plot = $("curves");
+  const { traces, layout } = figure();
+  $("empty").hidden = traces.length > 0;
+  $("empty").textContent =
+    runs.size === 0
+      ? "No run yet."
+      : [...runs.values()].some(seen)
+        ? `No ${CURVES[state.y]} yet.`
+        : "All runs are switched off.";
+  plot.setAttribute(
+    "aria-label",
+    `${CURVES[state.y]} over ${AXES[state.x]}, ${shownLines().length} curves; ` +
+      "arrow keys move, plus and minus zoom, 0 shows all",
+  );
+  return Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true }).then(placeHandle);
+}
+
+function drawSmall() {
+  const shown = shownLines();
+  const columns = Math.max(20, Math.min(150, Math.floor(5000 / (shown.length || 1))));
+  for (const [id, name] of [
+    ["speed", "chars_per_second"],
+    ["norm", "grad_norm"],
+    ["rate", "lr"],
+  ]) {
+    const traces = shown.flatMap((line) => tracesOf(line, name, { columns, range: [-Infinity, Infinity] }));
+    for (const trace of traces) trace.line.width = Math.min(trace.line.width, 1.5);
+    const base = layout("", { dragmode: false, hovermode: "closest", margin: { ...MARGIN, l: 46, t: 8, b: 40 } });
+    for (const axis of [base.xaxis, base.yaxis]) Object.assign(axis, { fixedrange: true, nticks: 5 });
+    base.yaxis.rangemode = "tozero";
+    Plotly.react($(id), traces, base, { displayModeBar: false, responsive: true });
+  }
+}
+
+/** The range that the plot shows, in the axes' own units. */
+const currentRange = () => ({ x: [...$("curves").layout.xaxis.range], y: [...$("curves").layout.yaxis.range] });
+
+function zoom(factor, moveX = 0, moveY = 0) {
+  const range = currentRange();
+  for (const [axis, move] of [
+    ["x", moveX],
+    ["y", moveY],
+  ]) {
+    const [a, b] = range[axis];
+    const half = ((b - a) / 2) * factor;
+    const middle = (a + b) / 2 + move * (b - a);
+    range[axis] = [middle - half, middle + half];
+  }
+  state.range = range;
+  drawCurves();
+}
+
+const toAxis = (loss) => {
+  const value = state.y === "val/bpc" ? loss / Math.LN2 : state.y === "val/perplexity" ? Math.exp(loss) : loss;
+  return state.logY ? Math.log10(value) : value;
+};
+const fromAxis = (place) => {
+  const value = state.logY ? 10 ** place : place;
+  return state.y === "val/bpc" ? value * Math.LN2 : state.y === "val/perplexity" ? Math.log(value) : value;
+};
+
+function placeHandle() {
+  const handle = $("handle");
+  const aim = target();
+  const plot = $("curves");
+  const range = plot.layout?.yaxis?.range;
+  const share = aim === null || !range ? NaN : (range[1] - toAxis(aim)) / (range[1] - range[0]);
+  handle.hidden = !(share >= 0 && share <= 1) || $("empty").hidden === false;
+  $("target-line").hidden = handle.hidden;
+  if (handle.hidden) return;
+  handle.style.top = $("target-line").style.top = `${MARGIN.t + share * (plot.clientHeight - MARGIN.t - MARGIN.b)}px`;
+  handle.firstElementChild.textContent = Number(aim.toFixed(4));
+  handle.setAttribute("aria-valuenow", aim.toFixed(4));
+  handle.setAttribute("aria-valuemin", fromAxis(range[0]).toFixed(4));
+  handle.setAttribute("aria-valuemax", fromAxis(range[1]).toFixed(4));
+}
+
+function setTarget(value) {
+  state.target = value > 0 && Number.isFinite(value) ? Number(value.toFixed(4)) : null;
+  placeHandle();
+  drawArrivals();
+}
+
+function dragHandle(event) {
+  const plot = $("curves");
+  const box = plot.getBoundingClientRect();
+  const [low, high] = plot.layout.yaxis.range;
+  const share = (event.clientY - box.top - MARGIN.t) / (box.height - MARGIN.t - MARGIN.b);
+  setTarget(Number(fromAxis(high - Math.min(1, Math.max(0, share)) * (high - low)).toFixed(3)));
+}
