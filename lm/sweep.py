@@ -34,6 +34,11 @@ def command(runs: str, mixer: str, seed: int, options: list[str]) -> list[str] |
     return [sys.executable, str(TRAIN), "--resume", str(run.path)]
 
 
+def execute(words: list[str]) -> int:
+    """Run a command to its end. Returns its exit code."""
+    return subprocess.run(words, check=False).returncode
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or that of the run that failed."""
     from lm.compare.__main__ import main as compare
@@ -55,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         for mixer in own.mixers:
             for seed in own.seeds:
                 words = command(own.runs, mixer, seed, options)
-                if words and (code := subprocess.run(words, check=False).returncode) not in (0, 1):
+                if words and (code := execute(words)) not in (0, 1):
                     return code
     except UserError as error:
         parser.error(str(error))

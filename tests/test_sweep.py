@@ -16,11 +16,11 @@ def run_sweep(tmp_path, corpus, monkeypatch):
 
     ran = []
 
-    def run(words, check):
+    def execute(words):
         ran.append(words[2:])
-        return type("Done", (), {"returncode": train.main(words[2:])})
+        return train.main(words[2:])
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "execute", execute)
 
     def call(*options):
         ran.clear()

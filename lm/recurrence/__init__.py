@@ -12,6 +12,7 @@ inside, is float32 (float64 for float64 inputs) whatever the input's type, autoc
 """
 
 import functools
+import importlib
 import os
 import warnings
 from collections.abc import Callable
@@ -24,17 +25,20 @@ from lm.recurrence import cpu, portable
 
 __all__ = ["linear_scan", "mingru_scan", "minlstm_scan"]
 
-BACKENDS = ("auto", "portable", "native")
+BACKENDS = ("auto", "portable", "native", "triton")
 
 
 def kernels(x: Tensor) -> ModuleType:
     """The module whose kernels serve x: the one place where a backend is chosen.
 
-    The environment variable LM_BACKEND overrules it: `portable`, or `native`, which fails where `auto` would fall back.
+    The environment variable LM_BACKEND overrules it: `portable`; `native`, the kernels of the tensor's device, which
+    fails where `auto` would fall back; or `triton`, on a CPU too (in Triton's interpreter: TRITON_INTERPRET=1).
     """
     backend = os.environ.get("LM_BACKEND", "auto")
     if backend not in BACKENDS:
         raise ValueError(f"LM_BACKEND is {backend!r}; it can be {', '.join(BACKENDS)}")
+    if backend == "triton" or (backend != "portable" and x.device.type == "cuda"):
+        return _triton(required=backend != "auto")
     if backend == "portable" or x.device.type != "cpu" or x.dtype not in cpu.TYPES:
         return portable
     try:
@@ -45,6 +49,18 @@ def kernels(x: Tensor) -> ModuleType:
         _warn_once(f"{error}; the slower plain torch path serves")
         return portable
     return cpu
+
+
+@functools.cache
+def _triton(required: bool) -> ModuleType:
+    """The Triton kernels, imported no sooner than something asks for them."""
+    try:
+        return importlib.import_module("lm.recurrence.cuda")
+    except ImportError as error:
+        if required:
+            raise
+        _warn_once(f"the kernels for a GPU need Triton ({error}); the slower plain torch path serves")
+        return portable
 
 
 @functools.cache
@@ -130,9 +146,7 @@ def _(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @_linear_backward.register_fake
-def _(
-    a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad = torch.empty_like(a, memory_format=torch.contiguous_format)
     return grad, torch.empty_like(grad), _fake_state(a, a.shape[-1])
 
@@ -174,9 +188,7 @@ def _define_cell(name: str, parts: int) -> Callable[[Tensor, Tensor | None], tup
         return projection.new_empty((B, T, width // parts)), _fake_state(projection, width // parts)
 
     @backward.register_fake
-    def _(
-        projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _(projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor) -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(projection, memory_format=torch.contiguous_format)
         return grad, _fake_state(projection, h.shape[-1])
 

@@ -77,6 +77,12 @@ def _gate_logits(gates: tuple[Tensor, ...]) -> Tensor:
     return softplus(-f) - softplus(-i)
 
 
+def _gates(k: Tensor) -> tuple[Tensor, Tensor]:
+    """z = sigmoid(k) and 1 - z, each in the form that keeps its digits: neither cancels, and z << 1 rounds once."""
+    z = torch.sigmoid(k)
+    return z, torch.where(k < 0, 1 - z, torch.sigmoid(-k))
+
+
 def _gate_gradients(gates: tuple[Tensor, ...], grad_k: Tensor) -> tuple[Tensor, ...]:
     if len(gates) == 1:
         return (grad_k,)
@@ -87,9 +93,9 @@ def _gate_gradients(gates: tuple[Tensor, ...], grad_k: Tensor) -> tuple[Tensor, 
 def cell_forward(projection: Tensor, h0: Tensor | None, parts: int) -> tuple[Tensor, Tensor]:
     """(h, h_last) of minGRU (2 parts) or minLSTM (3 parts); projection (B, T, parts * D), h0 (B, D)."""
     *gates, c = projection.to(compute_type(projection)).chunk(parts, dim=-1)
-    k = _gate_logits(tuple(gates))
+    z, a = _gates(_gate_logits(tuple(gates)))
     candidate = torch.where(c >= 0, c + 0.5, torch.sigmoid(c))
-    h = scan(torch.sigmoid(-k), torch.sigmoid(k) * candidate, h0)
+    h = scan(a, z * candidate, h0)
     return h.to(projection.dtype, copy=True), h[:, -1].clone()
 
 
@@ -98,8 +104,8 @@ def cell_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the projection (one tensor, its shape and type) and of h0. Recomputes the gates."""
     *gates, c = projection.to(compute_type(projection)).chunk(parts, dim=-1)
-    k = _gate_logits(tuple(gates))
-    z, a, sigmoid_c = torch.sigmoid(k), torch.sigmoid(-k), torch.sigmoid(c)
+    z, a = _gates(_gate_logits(tuple(gates)))
+    sigmoid_c = torch.sigmoid(c)
     s = scan_adjoint(a, grad_h, grad_last)
     candidate = torch.where(c >= 0, c + 0.5, sigmoid_c)
     slope = torch.where(c >= 0, 1.0, sigmoid_c * (1 - sigmoid_c))

@@ -22,8 +22,8 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None) -> Scan:
     """h_t = a_t h_{t-1} + b_t, one step after the other. Returns h (B, T, D) and its last row (B, D)."""
     h = torch.zeros_like(b[:, 0]) if h0 is None else h0
     steps = []
-    for t in range(b.shape[1]):
-        h = a[:, t] * h + b[:, t]
+    for a_t, b_t in zip(a.unbind(1), b.unbind(1), strict=True):
+        h = a_t * h + b_t
         steps.append(h)
     return torch.stack(steps, dim=1), h
 

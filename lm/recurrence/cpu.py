@@ -1,0 +1,272 @@
+"""The recurrence on a CPU: native kernels (scan.c) with the interface of `lm.recurrence.portable`.
+
+The C source is compiled on first use with the system's compiler and kept in the user's cache folder under a hash of
+everything the machine code depends on. Whatever goes wrong with that, `library` says so and `portable` serves instead.
+"""
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("scan.c")
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LINEAR, MINGRU, MINLSTM = range(3)
+HUGE = 4 << 20  # bytes from which huge pages are worth asking for
+SMALL = 1 << 17  # elements that keep one thread busy for longer than it takes to wake it
+
+
+class BuildError(RuntimeError):
+    """The native kernels cannot be had on this machine."""
+
+
+# ---------------------------------------------------------------- kernels
+
+
+class View(ctypes.Structure):
+    """`view` of scan.c."""
+
+    _fields_ = [("data", c_void_p), ("batch", c_int64), ("time", c_int64)]
+
+
+class Call(ctypes.Structure):
+    """`call` of scan.c."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("kind", "type", "backward", "threads")),
+        *((name, c_int64) for name in "BTD"),
+        ("input", View * 3),
+        ("h", View),
+        ("grad_h", View),
+        ("grad", View * 3),
+        *((name, c_void_p) for name in ("h0", "first", "last")),
+    ]
+
+
+def linear_forward(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(h, h_last) of the linear scan; a, b (B, T, D), h0 (B, D)."""
+    return _forward(LINEAR, (a, b), h0)
+
+
+def linear_backward(
+    a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a, b (in their type) and h0."""
+    grads = _empty(a, a.shape), _empty(a, a.shape)
+    return *grads, _backward(LINEAR, (a, a), grads, h, h0, grad_h, grad_last)
+
+
+def cell_forward(projection: Tensor, h0: Tensor | None, parts: int) -> tuple[Tensor, Tensor]:
+    """(h, h_last) of minGRU (2 parts) or minLSTM (3 parts); projection (B, T, parts * D), h0 (B, D)."""
+    return _forward(_kind(parts), _rows(projection).chunk(parts, dim=-1), h0)
+
+
+def cell_backward(
+    projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor, parts: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the projection (one tensor, its shape and type) and of h0. Recomputes the gates."""
+    grad = _empty(projection, projection.shape)
+    inputs, grads = _rows(projection).chunk(parts, dim=-1), grad.chunk(parts, dim=-1)
+    return grad, _backward(_kind(parts), inputs, grads, h, h0, grad_h, grad_last)
+
+
+def _kind(parts: int) -> int:
+    return {2: MINGRU, 3: MINLSTM}[parts]
+
+
+def _forward(kind: int, inputs: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
+    inputs = [_rows(x) for x in inputs]
+    h0 = _state(h0)
+    h = _empty(inputs[0], inputs[0].shape)
+    call, last = _call(kind, inputs, h, h0)
+    call.first = call.h0
+    _scan(call)
+    return h, last
+
+
+def _backward(
+    kind: int,
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    h: Tensor,
+    h0: Tensor | None,
+    grad_h: Tensor,
+    grad_last: Tensor,
+) -> Tensor:
+    inputs = [_rows(x) for x in inputs]
+    h, grad_h, h0, grad_last = _rows(h), _rows(grad_h), _state(h0), grad_last.contiguous()
+    call, grad_h0 = _call(kind, inputs, h, h0)
+    call.backward = 1
+    call.first = grad_last.data_ptr()
+    call.grad_h = _view(grad_h)
+    call.grad = _views(grads)
+    _scan(call)
+    return grad_h0
+
+
+def _call(kind: int, inputs: Sequence[Tensor], h: Tensor, h0: Tensor | None) -> tuple[Call, Tensor]:
+    """What forward and backward have in common, and the state (B, D) that will leave the scan."""
+    B, T, D = h.shape
+    last = h.new_empty((B, D), dtype=torch.float32)
+    threads = min(torch.get_num_threads(), 1 + h.numel() // SMALL)
+    call = Call(kind, TYPES[h.dtype], 0, threads, B, T, D, _views(inputs), _view(h))
+    call.h0 = None if h0 is None else h0.data_ptr()
+    call.last = last.data_ptr()
+    return call, last
+
+
+def _scan(call: Call) -> None:
+    if call.B and call.D and library().scan(call):
+        raise MemoryError("no memory for the state of the recurrence")
+
+
+def _view(x: Tensor) -> View:
+    return View(x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def _views(tensors: Sequence[Tensor]) -> ctypes.Array[View]:
+    return (View * 3)(*map(_view, tensors))
+
+
+def _state(h0: Tensor | None) -> Tensor | None:
+    return None if h0 is None else h0.contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with its channels side by side. Of an expanded tensor, such as sum's gradient, one row is copied, not all."""
+    if x.stride(-1) == 1 or x.shape[-1] == 1:
+        return x
+    once = [slice(1) if stride == 0 else slice(None) for stride in x.stride()[:2]]
+    return x[tuple(once)].contiguous().expand(x.shape)
+
+
+def _empty(like: Tensor, shape: torch.Size) -> Tensor:
+    x = like.new_empty(shape)
+    if x.nbytes >= HUGE:
+        library().expect(x.data_ptr(), x.nbytes)
+    return x
+
+
+# ---------------------------------------------------------------- build
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The compiled kernels, or why there are none: tried once."""
+    try:
+        return _build()
+    except (BuildError, OSError, subprocess.SubprocessError) as error:
+        return f"the native kernels of the recurrence cannot be built: {error}"
+
+
+def library() -> ctypes.CDLL:
+    """The compiled kernels, built if need be (about a second). Raises BuildError, each time, if that failed."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise BuildError(loaded)
+    return loaded
+
+
+def _build() -> ctypes.CDLL:
+    compiler, folder = _compiler(), _cache_folder()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    problem = ""
+    for flags in _flag_sets():
+        key = repr((SOURCE.read_text(), compiler, version, flags, _cpu()))
+        path = folder / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+        try:
+            if not path.exists():
+                _compile([*compiler, *flags], path)
+            return _open(path)
+        except (BuildError, OSError) as error:
+            problem = problem or str(error)
+    raise BuildError(problem)
+
+
+def _compiler() -> list[str]:
+    """The C compiler's command: $CC, else the first that is installed."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    for name in ("cc", "gcc", "clang"):
+        if path := shutil.which(name):
+            return [path]
+    raise BuildError("no C compiler (cc, gcc or clang) was found")
+
+
+def _flag_sets() -> Iterator[list[str]]:
+    """What to compile with, best first."""
+    # Contraction and no traps are what vectorising needs; nothing may reorder sums, the exponential relies on it.
+    common = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    for openmp in _openmp_flags():
+        yield [*common, native, str(SOURCE), *openmp]
+    yield [*common, "-fopenmp-simd", str(SOURCE)]
+
+
+def _openmp_flags() -> Iterator[list[str]]:
+    """Two OpenMP runtimes in one process fight for the cores, so the one that torch has loaded comes first."""
+    if sys.platform == "darwin":
+        yield ["-Xclang", "-fopenmp", "-undefined", "dynamic_lookup"]
+    elif loaded := re.search(r"/\S*/lib(gomp|iomp5|omp)\b\S*\.so\S*", _text("/proc/self/maps")):
+        yield ["-fopenmp", "-Wl,--as-needed", loaded[0]]
+    yield ["-fopenmp"]
+    yield ["-fopenmp-simd"]
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    described = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", _text("/proc/cpuinfo"), re.MULTILINE)
+    return "\n".join([platform.machine(), platform.processor(), *sorted(set(described))])
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _cache_folder() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "char-lm")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        return folder
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="char-lm-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+
+def _compile(command: list[str], path: Path) -> None:
+    """Compile under a name of our own and rename: whoever else builds the same file never sees half of it."""
+    handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    os.close(handle)
+    try:
+        done = subprocess.run([*command, "-o", name], capture_output=True, text=True)
+        if done.returncode:
+            raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr.strip()}")
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
+    loaded.scan.argtypes, loaded.scan.restype = [POINTER(Call)], ctypes.c_int
+    loaded.expect.argtypes, loaded.expect.restype = [c_void_p, c_int64], None
+    return loaded

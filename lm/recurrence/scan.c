@@ -1,0 +1,368 @@
+/* h_t = a_t h_{t-1} + b_t on a CPU, forward and backward: the kernels behind cpu.py.
+ *
+ * Three kinds differ only in where a and b come from:
+ *     LINEAR   a, b       given
+ *     MINGRU   k, c       a = sigmoid(-k), b = sigmoid(k) g(c)
+ *     MINLSTM  f, i, c    the same with k = softplus(-f) - softplus(-i)
+ *
+ * A call is cut into pieces (batch row, block of channels, chunk of time) that threads take from one queue: with many
+ * more pieces than threads a core that is busy elsewhere delays little. Within a piece time is the outer loop and the
+ * channels are the inner, vectorised one; everything is computed in float32, and nothing but h is kept for backward.
+ *
+ * The loops are plain C for the compiler to vectorise: no branches in them, no libm.
+ */
+#include <float.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#define LOOP _Pragma("omp simd") for (int j = 0; j < n; j++)
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LINEAR, MINGRU, MINLSTM };
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+enum {
+    WIDTH = 512,     /* channels of a block, at most: its rows stay in the first-level cache */
+    MIN_WIDTH = 128, /* and at least, where there are as many: narrow columns of a wide tensor are slow to read */
+    MIN_CHUNK = 256, /* steps of a chunk, at least */
+    PIECES = 8,      /* per thread, where the call is large enough */
+    AHEAD = 4,       /* rows to prefetch: they are too far apart for the hardware to guess */
+};
+
+/* A (B, T, D) tensor with contiguous channels; strides in elements. */
+typedef struct {
+    char *data;
+    int64_t batch, time;
+} view;
+
+typedef struct {
+    int32_t kind, type, backward, threads;
+    int64_t B, T, D;
+    view input[3];   /* a b | k c | f i c */
+    view h;          /* written by forward, read by backward */
+    view grad_h;     /* backward only, as are the next two */
+    view grad[3];    /* of the inputs */
+    const float *h0; /* (B, D), or null for zero */
+    const float *first; /* (B, D): the state that enters the scan, h0 forward and grad_last backward; null for zero */
+    float *last;        /* (B, D): the state that leaves it, h_last forward and grad_h0 backward */
+} call;
+
+/* n channels from d on in batch row b, in so many steps from t on; step is 1, or -1 backwards in time. */
+typedef struct {
+    int64_t b, d, t, steps;
+    int step, n;
+} piece;
+
+/* ---- element types ---- */
+
+INLINE float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+INLINE uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+
+INLINE float from_bfloat16(uint16_t x) { return as_float((uint32_t)x << 16); }
+
+INLINE uint16_t to_bfloat16(float x) {
+    uint32_t bits = as_bits(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return x == x ? rounded : 0x7fc0;
+}
+
+INLINE float from_float16(uint16_t x) {
+    uint32_t bits = (uint32_t)(x & 0x7fff) << 13;
+    float magnitude = bits < 0x7c00u << 13 ? as_float(bits) * 0x1p112f : as_float(bits | 0x7f800000);
+    return as_float(as_bits(magnitude) | (uint32_t)(x & 0x8000) << 16);
+}
+
+INLINE uint16_t to_float16(float x) {
+    uint32_t bits = as_bits(x) & 0x7fffffff;
+    float magnitude = as_float(bits);
+    uint32_t normal = (bits - (112u << 23) + 0xfff + ((bits >> 13) & 1)) >> 13;
+    uint32_t subnormal = as_bits(magnitude + 0.5f) - as_bits(0.5f); /* the addition rounds at 2^-24 */
+    uint32_t finite = magnitude < 0x1p-14f ? subnormal : normal;
+    uint32_t result = magnitude < 65520.0f ? finite : magnitude == magnitude ? 0x7c00 : 0x7e00;
+    return result | (as_bits(x) >> 16 & 0x8000);
+}
+
+INLINE int size_of(const call *c) { return c->type == FLOAT32 ? 4 : 2; }
+
+/* The piece's part of row t; its part of the row that comes up soon is called into the cache. */
+INLINE void *row(const call *c, view v, const piece *p, int64_t t) {
+    const int size = size_of(c);
+    char *here = v.data + (p->b * v.batch + t * v.time + p->d) * size;
+    const char *ahead = here + AHEAD * p->step * v.time * size;
+    for (int i = 0; i < p->n * size; i += 64) __builtin_prefetch(ahead + i);
+    return here;
+}
+
+/* A row as floats: in place if they are floats, else in the buffer. */
+INLINE const float *read(const call *c, view v, const piece *p, int64_t t, float *buffer) {
+    const void *data = row(c, v, p, t);
+    const uint16_t *half = data;
+    const int n = p->n;
+    if (c->type == FLOAT32) return data;
+    if (c->type == BFLOAT16) { LOOP buffer[j] = from_bfloat16(half[j]); }
+    else { LOOP buffer[j] = from_float16(half[j]); }
+    return buffer;
+}
+
+/* A row that is to be written. Floats are computed in place, other types in `values` and converted by `store`. */
+typedef struct {
+    float *values;
+    uint16_t *half;
+} output;
+
+INLINE output open_row(const call *c, view v, const piece *p, int64_t t, float *buffer) {
+    void *data = row(c, v, p, t);
+    return (output){c->type == FLOAT32 ? data : buffer, data};
+}
+
+INLINE void store(const call *c, output out, int n) {
+    if (c->type == BFLOAT16) { LOOP out.half[j] = to_bfloat16(out.values[j]); }
+    if (c->type == FLOAT16) { LOOP out.half[j] = to_float16(out.values[j]); }
+}
+
+/* ---- gates ---- */
+
+/* exp(x) for x <= 0 to about one unit in the last place; exp(-80) below that, so that no product goes subnormal. */
+INLINE float exp_negative(float x) {
+    const float round = 0x1.8p23f; /* adding it leaves the nearest integer in the low bits */
+    x = x < -80.0f ? -80.0f : x;
+    float shifted = x * 0x1.715476p+0f + round, n = shifted - round;
+    float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f; /* ln 2 in two parts */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * as_float((as_bits(shifted) << 23) + 0x3f800000);
+}
+
+INLINE float minimum(float x, float y) { return y < x ? y : x; }
+INLINE float maximum(float x, float y) { return y > x ? y : x; }
+INLINE float absolute(float x) { return as_float(as_bits(x) & 0x7fffffff); }
+
+/* What the gate logits become: keep = 1 - z, take = z, and for minLSTM the factors that carry the gradient of k on to
+ * f and i, already times z(1 - z). Keep is computed on its own where 1 - z would cancel, and as 1 - z where z is small:
+ * there its own rounding would be ten times larger, which cells that remember for thousands of steps do feel. */
+typedef struct {
+    float keep, take, to_f, to_i;
+} gate;
+
+INLINE gate mingru_gate(float k) {
+    float e = exp_negative(-absolute(k)), r = 1.0f / (1.0f + e), q = e * r;
+    return k >= 0 ? (gate){q, r, 0, 0} : (gate){1.0f - q, q, 0, 0};
+}
+
+/* f' = (1 + exp(-i)) / (2 + exp(-f) + exp(-i)), scaled so that the largest of the three exponentials is one. */
+INLINE gate minlstm_gate(float f, float i) {
+    f = maximum(f, -FLT_MAX), i = maximum(i, -FLT_MAX); /* infinities would be subtracted from each other */
+    float low = minimum(minimum(f, i), 0.0f);
+    float one = exp_negative(low), ef = exp_negative(low - f), ei = exp_negative(low - i);
+    float r = 1.0f / (one + ef + (one + ei));
+    float take = (one + ef) * r, keep = take < 0.5f ? 1.0f - take : (one + ei) * r;
+    return (gate){keep, take, -keep * (ef * r), take * (ei * r)};
+}
+
+typedef struct {
+    float value, slope;
+} candidate;
+
+/* g(c) = c + 1/2 for c >= 0, else sigmoid(c); and its derivative. */
+INLINE candidate g(float c) {
+    float e = exp_negative(minimum(c, 0.0f)), r = 1.0f / (1.0f + e), q = e * r;
+    return c >= 0 ? (candidate){c + 0.5f, 1.0f} : (candidate){q, q * r};
+}
+
+/* ---- rows ---- */
+
+static void coefficients(const call *c, const piece *p, int64_t t, float *restrict a, float *restrict b) {
+    float buffer[3][WIDTH];
+    const int n = p->n;
+    const float *x = read(c, c->input[0], p, t, buffer[0]), *y = read(c, c->input[1], p, t, buffer[1]);
+    if (c->kind == LINEAR) {
+        LOOP { a[j] = x[j]; b[j] = y[j]; }
+    } else if (c->kind == MINGRU) {
+        LOOP {
+            gate z = mingru_gate(x[j]);
+            a[j] = z.keep;
+            b[j] = z.take * g(y[j]).value;
+        }
+    } else {
+        const float *w = read(c, c->input[2], p, t, buffer[2]);
+        LOOP {
+            gate z = minlstm_gate(x[j], y[j]);
+            a[j] = z.keep;
+            b[j] = z.take * g(w[j]).value;
+        }
+    }
+}
+
+static void forward_row(const call *c, const piece *p, int64_t t, float *restrict state) {
+    float a[WIDTH], b[WIDTH], buffer[WIDTH];
+    const int n = p->n;
+    coefficients(c, p, t, a, b);
+    output h = open_row(c, c->h, p, t, buffer);
+    LOOP h.values[j] = state[j] = a[j] * state[j] + b[j];
+    store(c, h, n);
+}
+
+/* On entry state is the gradient that reaches h_t from h_{t+1}, on exit what h_t passes on to h_{t-1}. */
+static void backward_row(const call *c, const piece *p, int64_t t, float *restrict state) {
+    static const float zero[WIDTH];
+    float in[3][WIDTH], out[3][WIDTH], previous_buffer[WIDTH], grad_buffer[WIDTH];
+    const int n = p->n, inputs = c->kind == MINLSTM ? 3 : 2;
+    const float *x[3];
+    output grad[3];
+    for (int i = 0; i < inputs; i++) {
+        x[i] = read(c, c->input[i], p, t, in[i]);
+        grad[i] = open_row(c, c->grad[i], p, t, out[i]);
+    }
+    float *dx[3] = {grad[0].values, grad[1].values, inputs == 3 ? grad[2].values : 0};
+    const float *grad_h = read(c, c->grad_h, p, t, grad_buffer);
+    const float *previous = t > 0 ? read(c, c->h, p, t - 1, previous_buffer)
+                            : c->h0 ? c->h0 + p->b * c->D + p->d : zero;
+    if (c->kind == LINEAR) {
+        LOOP {
+            float s = grad_h[j] + state[j];
+            state[j] = x[0][j] * s;
+            dx[0][j] = previous[j] * s;
+            dx[1][j] = s;
+        }
+    } else if (c->kind == MINGRU) {
+        LOOP {
+            gate z = mingru_gate(x[0][j]);
+            candidate v = g(x[1][j]);
+            float s = grad_h[j] + state[j];
+            state[j] = z.keep * s;
+            dx[0][j] = s * (v.value - previous[j]) * (z.take * z.keep);
+            dx[1][j] = s * z.take * v.slope;
+        }
+    } else {
+        LOOP {
+            gate z = minlstm_gate(x[0][j], x[1][j]);
+            candidate v = g(x[2][j]);
+            float s = grad_h[j] + state[j], w = s * (v.value - previous[j]);
+            state[j] = z.keep * s;
+            dx[0][j] = w * z.to_f;
+            dx[1][j] = w * z.to_i;
+            dx[2][j] = s * z.take * v.slope;
+        }
+    }
+    for (int i = 0; i < inputs; i++) store(c, grad[i], n);
+}
+
+/* ---- pieces ---- */
+
+/* Carries the state through a piece, row by row, and writes the rows. */
+static void advance(const call *c, const piece *p, float *state) {
+    if (c->backward)
+        for (int64_t i = 0; i < p->steps; i++) backward_row(c, p, p->t - i, state);
+    else
+        for (int64_t i = 0; i < p->steps; i++) forward_row(c, p, p->t + i, state);
+}
+
+INLINE piece reversed(piece p) {
+    return (piece){p.b, p.d, p.t + (p.steps - 1) * p.step, p.steps, -p.step, p.n};
+}
+
+/* What a piece does to a state that passes through it: state -> product * state + sum.
+ *
+ * Walks from where the state leaves to where it enters, so that it may stop once what is left to enter has decayed to
+ * nothing: as a rule after some hundred steps, and only a cell that forgets nothing reads the whole piece. */
+static void summarise(const call *c, const piece *passed, float *restrict product, float *restrict sum) {
+    const piece back = reversed(*passed), *p = &back;
+    float a[WIDTH], b[WIDTH], buffer[WIDTH];
+    const int n = p->n;
+    float left = 1.0f;
+    LOOP { product[j] = 1.0f; sum[j] = 0.0f; }
+    for (int64_t i = 0; i < p->steps && left > 0.0f; i++) {
+        int64_t t = p->t + i * p->step;
+        coefficients(c, p, t, a, b);
+        if (c->backward) { /* s_t = grad_t + state, and a_t s_t leaves */
+            const float *grad_h = read(c, c->grad_h, p, t, buffer);
+            LOOP b[j] = a[j] * grad_h[j];
+        }
+        left = 0.0f;
+        _Pragma("omp simd reduction(max : left)") for (int j = 0; j < n; j++) {
+            sum[j] += product[j] * b[j];
+            float rest = product[j] * a[j], size = absolute(rest);
+            product[j] = rest = size > 1e-30f ? rest : 0.0f;
+            left = size > 1e-30f && size > left ? size : left;
+        }
+    }
+}
+
+/* ---- the call ---- */
+
+typedef struct {
+    int64_t blocks, chunks, pieces;
+} plan;
+
+INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+/* Enough pieces for the threads: first by batch row, then by channels, at last by time, which costs a second look. */
+static plan cut(const call *c) {
+    int64_t wanted = c->threads > 1 ? PIECES * c->threads : 1, fewest = (c->D + WIDTH - 1) / WIDTH;
+    int64_t blocks = clamp((wanted + c->B - 1) / c->B, fewest, clamp(c->D / MIN_WIDTH, fewest, c->D));
+    int64_t chunks = clamp(wanted / (c->B * blocks), 1, clamp(c->T / MIN_CHUNK, 1, c->T));
+    return (plan){blocks, chunks, c->B * blocks * chunks};
+}
+
+/* Piece i of the plan, chunks counted in the order in which the state passes through them. */
+static piece choose(const call *c, const plan *s, int64_t i, int64_t *chunk) {
+    int64_t block = i % s->blocks, b = i / s->blocks % c->B;
+    int64_t from = block * c->D / s->blocks, to = (block + 1) * c->D / s->blocks;
+    *chunk = i / (s->blocks * c->B);
+    int64_t order = c->backward ? s->chunks - 1 - *chunk : *chunk;
+    int64_t start = order * c->T / s->chunks, stop = (order + 1) * c->T / s->chunks;
+    piece p = {b, from, start, stop - start, 1, to - from};
+    return c->backward ? reversed(p) : p;
+}
+
+/* Returns 0, or 1 when there is no memory. */
+int scan(const call *c) {
+    const plan s = cut(c);
+    const int64_t width = c->B * c->D;
+    float *state = malloc(2 * s.chunks * width * sizeof(float)), *product = state + s.chunks * width;
+    if (!state) return 1;
+    if (c->first) memcpy(state, c->first, width * sizeof(float));
+    else memset(state, 0, width * sizeof(float));
+#pragma omp parallel num_threads(c->threads)
+    {
+        if (s.chunks > 1) {
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < s.pieces - c->B * s.blocks; i++) {
+                int64_t chunk;
+                piece p = choose(c, &s, i, &chunk);
+                int64_t next = (chunk + 1) * width + p.b * c->D + p.d;
+                summarise(c, &p, product + next, state + next);
+            }
+#pragma omp single
+            for (int64_t i = width; i < s.chunks * width; i++) state[i] += product[i] * state[i - width];
+        }
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t i = 0; i < s.pieces; i++) {
+            int64_t chunk;
+            piece p = choose(c, &s, i, &chunk);
+            float *entering = state + chunk * width + p.b * c->D + p.d;
+            advance(c, &p, entering);
+            if (chunk == s.chunks - 1) memcpy(c->last + p.b * c->D + p.d, entering, p.n * sizeof(float));
+        }
+    }
+    free(state);
+    return 0;
+}
+
+/* Ask for huge pages before fresh memory is written: faulting it in page by page costs as much as the scan. */
+void expect(char *data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = 1 << 21, address = (uintptr_t)data;
+    const uintptr_t start = (address + page - 1) & -page, stop = (address + bytes) & -page;
+    if (start < stop) madvise((void *)start, stop - start, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
+}
