@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-MixerName = Literal["mingru", "minlstm", "attention"]
+MixerName = Literal["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"]
 
 
 class UserError(Exception):
@@ -44,11 +44,13 @@ class DataConfig:
 @dataclass
 class MixerOptions:
     expansion: float | None = None
-    """mingru, minlstm: hidden channels as a multiple of the width (default 2)"""
+    """all but attention and s4d: hidden channels as a multiple of the width (default 2)"""
     convolution: int | None = None
-    """mingru, minlstm: size of the causal convolution before the cell, 0 for none (default 4)"""
+    """mingru, minlstm, mamba: size of the causal convolution before the cell, 0 for none (default 4)"""
     gate_bias: float | None = None
-    """mingru, minlstm: initial bias of the gates towards keeping the past (default 0)"""
+    """mingru, minlstm, gru, lstm: initial bias of the gates towards keeping the past (default 0; lstm: 1)"""
+    d_state: int | None = None
+    """mamba, s4d: numbers of state that each channel has (default 16; s4d: 64)"""
     heads: int | None = None
     """attention: number of heads (default: width / 32)"""
     window: int | None = None
@@ -58,7 +60,8 @@ class MixerOptions:
 @dataclass
 class ModelConfig:
     mixer: MixerName | list[MixerName] = "mingru"
-    """what mixes over time: mingru, minlstm or attention; or a list, one per layer"""
+    """what mixes over time: mingru, minlstm, attention, mamba, s4d, gru, lstm, and for timing gru_reference and
+    lstm_reference; or a list, one per layer"""
     options: MixerOptions = field(default_factory=MixerOptions)
     """options of the mixers; each goes to the mixers that have it"""
     width: int = 128
@@ -249,7 +252,7 @@ def _nearest(word: str, known: list[str]) -> str:
 BUDGETS = ("max_steps", "max_minutes")
 AT_LEAST_ONE = (
     "data.context data.batch_size model.width model.layers trainer.max_steps trainer.accumulate trainer.devices "
-    "trainer.num_nodes eval.every log.every model.options.heads model.options.window"
+    "trainer.num_nodes eval.every log.every model.options.heads model.options.window model.options.d_state"
 ).split()
 AT_LEAST_ZERO = (
     "seed optim.weight_decay optim.warmup_steps optim.clip eval.sample_chars model.options.convolution".split()

@@ -85,7 +85,7 @@ class LanguageModel(nn.Module):
         The head starts at zero: the first loss is ln(vocabulary), whatever the rest.
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not name.endswith(".dt"):  # Mamba's step sizes have their own
                 writes = name.endswith((".down", ".output"))
                 std = module.in_features**-0.5 * ((2 * len(self.blocks)) ** -0.5 if writes else 1.0)
                 nn.init.normal_(module.weight, std=std)

@@ -121,16 +121,26 @@ def _grads(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
+def matrix_ids(model: nn.Module) -> set[int]:
+    """The ids of the parameters that are matrices to multiply vectors with, as opposed to tables of other numbers."""
+    kinds = (nn.Linear, nn.Embedding, nn.RNNBase)
+    modules = [module for module in model.modules() if isinstance(module, kinds)]
+    return {id(p) for module in modules for p in module.parameters(recurse=False) if p.dim() == 2}
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
     """Muon (if chosen) for the matrices of the blocks, AdamW for the rest; weight decay on matrices only."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     muon: list[Tensor] = []
+    known = matrix_ids(model)
     for name, p in model.named_parameters():
-        if config.name == "muon" and name.startswith("blocks.") and p.dim() == 2 and "convolution" not in name:
+        if id(p) not in known:
+            others.append(p)
+        elif config.name == "muon" and name.startswith("blocks."):
             muon.append(p)
         else:
-            (matrices if p.dim() == 2 and "convolution" not in name else others).append(p)
+            matrices.append(p)
     adamw_group = {"algorithm": "adamw", "lr": config.lr, "betas": (config.beta1, config.beta2)}
     groups = [
         {**adamw_group, "params": matrices, "weight_decay": config.weight_decay},

@@ -17,6 +17,15 @@ CASES = {
     "minlstm plain": ("minlstm", {"convolution": 0, "expansion": 1.5, "gate_bias": 1.0}),
     "attention": ("attention", {}),
     "attention window": ("attention", {"window": 50, "heads": 4}),
+    "mamba": ("mamba", {}),
+    "mamba plain": ("mamba", {"convolution": 0, "expansion": 1.0, "d_state": 3}),
+    "s4d": ("s4d", {}),
+    "s4d small": ("s4d", {"d_state": 2}),
+    "gru": ("gru", {}),
+    "gru plain": ("gru", {"expansion": 1.0, "gate_bias": 1.0}),
+    "lstm": ("lstm", {}),
+    "gru_reference": ("gru_reference", {}),
+    "lstm_reference": ("lstm_reference", {"expansion": 1.0}),
 }
 LENGTHS = (1, 2, 63, 257, 1000)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -25,12 +34,13 @@ every_type = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 def make(case: str) -> torch.nn.Module:
-    """A mixer in eval mode whose weights are all random."""
+    """A mixer that starts as it would in training, every weight a little off so that none is zero or one."""
     torch.manual_seed(0)
     name, options = CASES[case]
     mixer = MIXERS[name](WIDTH, **options)
-    for p in mixer.parameters():
-        torch.nn.init.normal_(p, mean=1.0 if p.dim() == 1 else 0.0, std=WIDTH**-0.5)
+    with torch.no_grad():
+        for p in mixer.parameters():
+            p += WIDTH**-0.5 * torch.randn_like(p)
     return mixer
 
 
@@ -155,13 +165,24 @@ def test_any_even_width_with_defaults_alone(name, width):
     assert y.shape == (1, 3, width)
 
 
+def test_mamba_keeps_no_states_for_backward():
+    mixer, x = MIXERS["mamba"](WIDTH), torch.randn(BATCH, 256, WIDTH)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        mixer(x)
+    assert max(sizes) <= 2 * x.numel()  # such as u (B, T, E); the states (B, T, N, E) would be 16 times that
+
+
 def test_config_names_every_mixer():
     assert set(MixerName.__args__) == set(MIXERS)
 
 
-# The laws that need a whole model; `hybrid` mixes them.
+# The laws that need a whole model; the hybrids mix them.
 
-MODELS = {case: (CASES[case][0], CASES[case][1]) for case in CASES} | {"hybrid": (["mingru", "attention"], {})}
+MODELS = {case: (CASES[case][0], CASES[case][1]) for case in CASES} | {
+    "hybrid": (["mingru", "attention"], {}),
+    "hybrid of state spaces": (["s4d", "mamba"], {"d_state": 8}),
+}
 every_model = pytest.mark.parametrize("case", MODELS)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lm.config import ModelConfig, OptimConfig
+from lm.mixers import MIXERS
 from lm.model import LanguageModel
 from lm.optim import MuonAdamW, lr_factor, make_optimizer, newton_schulz, newton_schulz_gram, orthogonalise
 
@@ -93,16 +94,21 @@ def test_state_survives_a_round_trip():
         assert torch.equal(a, b)
 
 
+TABLES = ("convolution.weight", "A_log", "A_real_log", "A_imag", "C")
+"""Parameters with two axes that are not matrices to multiply with: neither orthogonalised nor decayed."""
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_groups_hold_every_parameter_once_and_decay_matrices_only(name):
-    model = LanguageModel(20, ModelConfig(width=16, layers=2))
+def test_groups_hold_every_parameter_once_and_decay_matrices_only(name, mixer):
+    model = LanguageModel(20, ModelConfig(mixer=mixer, width=16, layers=2))
     optimizer = make_optimizer(model, OptimConfig(name=name))
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in model.parameters()} and len(grouped) == len(set(grouped))
     names = {id(p): n for n, p in model.named_parameters()}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            decays = p.dim() == 2 and "convolution" not in names[id(p)]
+            decays = p.dim() == 2 and not names[id(p)].endswith(TABLES)
             assert (group["weight_decay"] > 0) == decays
             in_blocks = names[id(p)].startswith("blocks")
             assert (group["algorithm"] == "muon") == (name == "muon" and decays and in_blocks)

@@ -1,0 +1,44 @@
+"""LSTM, the traditional cell that minLSTM is a simplification of (S. Hochreiter and J. Schmidhuber, 1997; forget gate:
+F. Gers et al., 2000; here as in torch.nn.LSTM).
+
+    i, f, o = sigmoid(W x_t + U h_{t-1}), each with its own W and U      g = tanh(W_g x_t + U_g h_{t-1})
+    c_t = f * c_{t-1} + i * g                                            h_t = o * tanh(c_t)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lm.mixers.base import State
+from lm.mixers.gru import GRU, GRUReference
+
+
+class LSTM(GRU):
+    """torch.nn.LSTM [-> down-projection]. Arguments as in `GRU`; the state is (h, c), float32 (B, H) each.
+
+    The forget gate starts at a bias of 1, without which an LSTM learns long dependences late (R. Jozefowicz et
+    al., 2015).
+    """
+
+    gates = 4
+    kind = nn.LSTM
+
+    def __init__(self, width: int, expansion: float = 2.0, gate_bias: float = 1.0) -> None:
+        super().__init__(width, expansion, gate_bias)
+
+    def init_state(self, batch: int) -> State:
+        return super().init_state(batch) + super().init_state(batch)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        h, c = self.init_state(x.shape[0]) if state is None else state
+        y, (h, c) = self.cell(x, (h[None].to(x.dtype), c[None].to(x.dtype)))
+        return self.down(y), (h[0].float(), c[0].float())
+
+
+class LSTMReference(GRUReference, LSTM):
+    """The same function as `LSTM`, one step at a time. The layout of its weights is that of torch.nn.LSTM."""
+
+    def cell_step(self, x: Tensor, state: State) -> State:
+        h, c = state
+        i, f, g, o = (self.input(x).float() + self.recurrent(h.to(x.dtype)).float()).chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
