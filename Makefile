@@ -7,7 +7,7 @@ train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/ready-test
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
