@@ -27,9 +27,9 @@ class UserError(Exception):
 class DataConfig:
     corpus: str = "tiny_shakespeare"
     """tiny_shakespeare, shakespeare, a text file, folder or glob, or the id of a data set on the Hub"""
-    context: int = 256
+    context: int = 128
     """characters that a training sequence has, and a window of the windowed validation loss"""
-    batch_size: int = 16
+    batch_size: int = 12
     """sequences in one optimiser step, over all devices"""
     sampling: Literal["windows", "streams"] = "windows"
     """random windows from a zero state, or contiguous streams whose state is carried from batch to batch"""
@@ -80,8 +80,8 @@ class ModelConfig:
 class OptimConfig:
     name: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for all"""
-    lr: float = 3e-3
-    """peak learning rate of AdamW"""
+    lr: float | None = None
+    """peak learning rate of AdamW (default: 0.01 for what it has beside Muon, 0.002 for all)"""
     muon_lr: float = 0.02
     """peak learning rate of Muon"""
     weight_decay: float = 0.1
@@ -249,6 +249,7 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+DEFAULT_LR = {"muon": 0.01, "adamw": 0.002}
 BUDGETS = ("max_steps", "max_minutes")
 AT_LEAST_ONE = (
     "data.context data.batch_size model.width model.layers trainer.max_steps trainer.accumulate trainer.devices "
@@ -367,5 +368,7 @@ def _check_together(config: Config) -> None:
         raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
     if config.name is not None and not re.fullmatch(r"\w[\w.+=-]{0,99}", config.name):
         raise UserError(f"name {config.name!r}: use letters, digits and . _ + = -, at most 100")
+    if config.optim.lr is None:
+        config.optim.lr = DEFAULT_LR[config.optim.name]
     if model.options.window is None and "attention" in ([model.mixer] if isinstance(model.mixer, str) else model.mixer):
         model.options.window = data.context

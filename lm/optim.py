@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from lm.config import OptimConfig
+from lm.config import DEFAULT_LR, OptimConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, chosen by Jordan for speed: singular values end in about [0.7, 1.2]."""
@@ -141,7 +141,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
             muon.append(p)
         else:
             matrices.append(p)
-    adamw_group = {"algorithm": "adamw", "lr": config.lr, "betas": (config.beta1, config.beta2)}
+    lr = DEFAULT_LR[config.name] if config.lr is None else config.lr
+    adamw_group = {"algorithm": "adamw", "lr": lr, "betas": (config.beta1, config.beta2)}
     groups = [
         {**adamw_group, "params": matrices, "weight_decay": config.weight_decay},
         {**adamw_group, "params": others},

@@ -1,22 +1,16 @@
-"""Speed, always as a ratio to something measured in the same process: `python -m lm.bench SUBCOMMAND`.
-
-    overhead    train.py's seconds per step over those of a bare loop with the same model, batches and optimiser
-
-Run it on a quiet machine. Every subcommand checks that what it compares computes the same before it times it.
-"""
+"""train.py's seconds per step over those of a bare loop with the same model, batches and optimiser."""
 
 import csv
-import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from lm.config import Config, Parser, UserError, parse
+from lm.config import Config, UserError, parse
 from lm.corpus import load_corpus
 from lm.data import random_windows
 from lm.evaluate import nll
@@ -62,7 +56,7 @@ def through_train_py(steps: int, options: list[str]) -> tuple[float, LanguageMod
     return seconds / (int(last["step"]) - int(first["step"])), model
 
 
-def overhead(arguments: Any) -> dict[str, Any]:
+def run(arguments: SimpleNamespace) -> dict[str, Any]:
     """Alternate both, and compare their medians; first make sure that they end with the same weights."""
     options = ["--trainer.accelerator", "cpu"]
     config, _ = parse([*options, "--trainer.max_steps", str(arguments.steps)])
@@ -81,25 +75,3 @@ def overhead(arguments: Any) -> dict[str, Any]:
         print(f"{name:12} {1000 * statistics.median(values):9.1f}   {', '.join(f'{1000 * v:.1f}' for v in values)}")
     print(f"train.py / bare loop = {ratio:.3f}")
     return {"bare": bare, "train.py": ours, "ratio": ratio}
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run one benchmark; print its table, and write its numbers to --json."""
-    parser = Parser(
-        prog="python -m lm.bench", usage="overhead [--steps N] [--repeat N] [--json FILE]", description=__doc__
-    )
-    parser.add_argument("benchmark", choices=["overhead"], help="what to measure")
-    parser.add_argument("--steps", type=int, default=60, help="steps in one run")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each")
-    parser.add_argument("--json", type=str, help="write the numbers to this file")
-    arguments = parser.parse_args(argv)
-    try:
-        result = {"overhead": overhead}[arguments.benchmark](arguments)
-    except UserError as error:
-        parser.error(str(error))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
