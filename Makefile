@@ -9,6 +9,11 @@ train: .venv/ready
 test: .venv/ready-test
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
+# The table and the picture at the head of README.md: eight runs of two minutes; finished ones are skipped.
+results: .venv/ready
+	$(BIN)/python -m lm.sweep --mixers mingru minlstm attention gru --seeds 1 2 --runs runs/comparison --png docs/curves.png
+	$(BIN)/python -m lm.compare runs/comparison --insert README.md
+
 lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,4 +28,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test lint
+.PHONY: train test results lint

@@ -25,6 +25,8 @@ class UserError(Exception):
 
 @dataclass
 class DataConfig:
+    """What is trained on."""
+
     corpus: str = "tiny_shakespeare"
     """tiny_shakespeare, shakespeare, a text file, folder or glob, or the id of a data set on the Hub"""
     context: int = 128
@@ -43,6 +45,8 @@ class DataConfig:
 
 @dataclass
 class MixerOptions:
+    """Options of the mixers; None leaves a mixer's own default."""
+
     expansion: float | None = None
     """all but attention and s4d: hidden channels as a multiple of the width (default 2)"""
     convolution: int | None = None
@@ -59,6 +63,8 @@ class MixerOptions:
 
 @dataclass
 class ModelConfig:
+    """The network."""
+
     mixer: MixerName | list[MixerName] = "mingru"
     """what mixes over time: mingru, minlstm, attention, mamba, s4d, gru, lstm, and for timing gru_reference and
     lstm_reference; or a list, one per layer"""
@@ -78,6 +84,8 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
+    """The optimiser and the learning-rate schedule."""
+
     name: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for all"""
     lr: float | None = None
@@ -106,6 +114,8 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
+    """How long, and on what, to train."""
+
     max_steps: int | None = None
     """stop after so many optimiser steps: such a run is reproducible to the bit on a CPU"""
     max_minutes: float | None = None
@@ -126,6 +136,8 @@ class TrainerConfig:
 
 @dataclass
 class EvalConfig:
+    """What happens at a validation."""
+
     every: int = 250
     """steps between validations; each also writes a sample and a checkpoint"""
     sample_chars: int = 240
@@ -136,6 +148,8 @@ class EvalConfig:
 
 @dataclass
 class LogConfig:
+    """Where metrics go."""
+
     every: int = 10
     """steps between rows of metrics.csv"""
     wandb: Literal["disabled", "offline", "online"] = "offline"
@@ -148,6 +162,8 @@ class LogConfig:
 
 @dataclass
 class Config:
+    """All options of train.py."""
+
     name: str | None = None
     """name of the run's folder (default: mixer and time)"""
     seed: int = 1

@@ -4,6 +4,7 @@ import math
 import resource
 import signal
 import sys
+import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -224,35 +225,35 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class ProgressBar(pl.callbacks.ProgressBar):
-    """One line: share of the budget, step, losses, speed, time left. On stderr; a plain line now and then in a file."""
+    """One line on stderr: share of the budget, step, losses, speed, time left. In a file, a plain line now and then."""
+
+    PLAIN_EVERY = 10.0  # seconds
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
         self.bar: tqdm | None = None
+        self.last_plain = 0.0
 
     def disable(self) -> None:
-        self.bar = None
+        """Lightning calls this in all processes but the first."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        interactive = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=1.0,
-            initial=min(1.0, pl_module.clock.progress(trainer.global_step)),
-            bar_format="{percentage:3.0f}% {bar:20} {postfix}" if interactive else "{percentage:3.0f}% {postfix}",
-            mininterval=0.2 if interactive else 10,
-            dynamic_ncols=True,
-            disable=not trainer.is_global_zero,
-            file=sys.stderr,
-            leave=True,
-        )
+        self.last_plain = time.monotonic()
+        if sys.stderr.isatty() and trainer.is_global_zero:
+            form = "{percentage:3.0f}% {bar:20} {postfix}"
+            self.bar = tqdm(total=1.0, bar_format=form, mininterval=0.2, dynamic_ncols=True, file=sys.stderr)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if self.bar is None:
-            return
         progress = min(1.0, pl_module.clock.progress(trainer.global_step))
-        self.bar.set_postfix_str(self._text(progress, trainer.global_step, pl_module.clock.seconds), refresh=False)
-        self.bar.update(progress - self.bar.n)
+        if self.bar is not None:
+            text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(progress - self.bar.n)
+        elif trainer.is_global_zero and time.monotonic() - self.last_plain >= self.PLAIN_EVERY:
+            self.last_plain = time.monotonic()
+            text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
+            print(f"{progress:4.0%}  {text}", file=sys.stderr, flush=True)
 
     def _text(self, progress: float, step: int, seconds: float) -> str:
         latest = self.recorder.latest
@@ -275,3 +276,4 @@ class ProgressBar(pl.callbacks.ProgressBar):
         if self.bar is not None:
             self.bar.refresh()
             self.bar.close()
+            self.bar = None

@@ -9,6 +9,7 @@ import pytest
 import generate
 import train
 from lm import evaluate
+from lm.compare.__main__ import main as compare
 from lm.config import parse
 
 ROOT = Path(__file__).parent.parent
@@ -37,10 +38,12 @@ def test_commands_in_their_order(tmp_path, monkeypatch, capsys):
             assert generate.main([*kept, "--chars", "20"]) == 0, words
         elif words[1:3] == ["-m", "lm.evaluate"]:
             evaluate.main(words[3:])
+        elif words[1:3] == ["-m", "lm.compare"] and "--serve" not in words:
+            compare([w.replace("runs/*", "runs") for w in words[3:]])
         else:
             continue
         done += 1
-    assert done >= 9
+    assert done >= 11
 
 
 def test_python_example(run_train, monkeypatch, capsys):
