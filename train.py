@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lm.corpus import Corpus
     from lm.run import Run
 
+STARTED = time.monotonic()
 RESUMABLE = ("trainer.max_steps", "trainer.max_minutes", "log.", "name", "runs")
 """Options that may change when a run is resumed; all others would make it another run."""
 RUN_NAME = "CHAR_LM_RUN_NAME"
@@ -90,7 +92,7 @@ def train(config: Config, corpus: "Corpus", run: "Run", checkpoint: Path | None)
         run.open(config, corpus.tokenizer, checkpoint)
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer))
     flops = 3 * model.flops(config.data.context) * config.data.batch_size * config.data.context
-    recorder = Recorder(run, corpus.tokenizer, flops)
+    recorder = Recorder(run, corpus.tokenizer, flops, STARTED)
     callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
     trainer = make_trainer(config, run, precision, callbacks, AtomicCheckpointIO())
     announce(config, corpus, model.parameters_total, trainer, run)

@@ -31,8 +31,10 @@ class Interrupted(Exception):
 class Recorder(Callback):
     """Keeps the clock; writes metrics, samples and the summary; ends training when the budget is used up."""
 
-    def __init__(self, run: Run, tokenizer: CharTokenizer, flops_per_step: float) -> None:
+    def __init__(self, run: Run, tokenizer: CharTokenizer, flops_per_step: float, started: float) -> None:
         self.run, self.tokenizer, self.flops_per_step = run, tokenizer, flops_per_step
+        self.started = started  # when the process began, for:
+        self.startup_seconds = 0.0  # until the first step was done
         self.loss_sum, self.loss_count = torch.zeros(()), 0
         self.last_row = (0, 0.0)  # step and seconds of the last row, for the speed
         self.latest: dict[str, float] = {}
@@ -63,6 +65,7 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.task.clock.lap()
+        self.startup_seconds = self.startup_seconds or time.monotonic() - self.started
         self.loss_sum += outputs["loss"].detach() * self.task.config.trainer.accumulate
         self.loss_count += 1
         if batch["part"] + 1 < self.task.config.trainer.accumulate:
@@ -147,6 +150,7 @@ class Recorder(Callback):
             step=step,
             chars=step * self._chars_per_step,
             train_seconds=round(seconds, 3),
+            startup_seconds=round(self.startup_seconds, 1),
             chars_per_second=round(step * self._chars_per_step / max(seconds, 1e-9), 1),
             best=self.best,
             final={name: self.latest[name] for name in ("train/loss", *self.best) if name in self.latest},
