@@ -14,6 +14,15 @@ results: .venv/ready
 	$(BIN)/python -m lm.sweep --mixers mingru minlstm attention gru --seeds 1 2 --runs runs/comparison --png docs/curves.png
 	$(BIN)/python -m lm.compare runs/comparison --insert README.md
 
+# docs/performance.md, measured on this machine: leave it alone for a quarter of an hour meanwhile.
+performance: .venv/ready-test
+	{ printf '# Performance\n\nMade by `make performance`; each table names its conditions. No GPU has been at hand so far: the rows\n'; \
+	  printf 'for one await `python -m lm.bench cell --device cuda` and `pytest tests/test_recurrence_triton.py` there.\n'; \
+	  for bench in cell train "numerics --plot docs/numerics.png" parameters overhead; do \
+	    printf '\n## python -m lm.bench %s\n\n```text\n' "$$bench"; \
+	    $(BIN)/python -m lm.bench $$bench || exit; printf '```\n'; \
+	  done; } > docs/performance.md
+
 lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,4 +37,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results lint
+.PHONY: train test results performance lint

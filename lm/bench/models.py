@@ -1,0 +1,33 @@
+"""Mixers and models as the benchmarks want them: given options go to those that have them, no weight is zero."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm.config import MixerOptions, ModelConfig
+from lm.mixers import MIXERS, Mixer
+from lm.model import LanguageModel
+
+
+def accepted(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that this mixer has."""
+    known = inspect.signature(MIXERS[name]).parameters
+    return {option: value for option, value in options.items() if option in known}
+
+
+def make_mixer(name: str, width: int, **options: Any) -> Mixer:
+    """One mixer, from a fixed seed."""
+    torch.manual_seed(0)
+    return MIXERS[name](width, **accepted(name, options))
+
+
+def make(name: str, width: int, layers: int, vocabulary: int, mlp: str = "relu2", **options: Any) -> LanguageModel:
+    """A model with this mixer, from a fixed seed. Its head is not zero, as in training: the check would be blind."""
+    torch.manual_seed(0)
+    mixer_options = MixerOptions(**accepted(name, options))
+    config = ModelConfig(mixer=name, width=width, layers=layers, mlp=mlp, options=mixer_options)  # type: ignore[arg-type]
+    model = LanguageModel(vocabulary, config)
+    nn.init.normal_(model.head.weight, std=width**-0.5)
+    return model

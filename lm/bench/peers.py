@@ -1,0 +1,165 @@
+"""One cell from many hands: h (B, T, D) of a projection (B, T, parts * D), for minGRU (2 parts) and minLSTM (3).
+
+Others' packages are imported when they are made; one that is missing raises RefusedError with the remedy.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from lm import recurrence
+from lm.bench.measure import RefusedError
+from lm.recurrence.reference import g
+
+CELLS = {"mingru": 2, "minlstm": 3}
+"""Parts of the projection; ours is [gate logits ... | candidate]."""
+YARDSTICK = "minGRU-pytorch"
+LOOP = "Python loop"
+
+Cell = Callable[[Tensor], Tensor]
+Scan = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody's cell.
+
+    Attributes:
+        make: gives the function, or raises RefusedError.
+        backend: the value of LM_BACKEND to run it under; None for others' code.
+        candidate_first: it reads the projection as [candidate | gate logits ...].
+    """
+
+    make: Callable[[], Cell]
+    backend: str | None = None
+    candidate_first: bool = False
+
+
+def contenders(kind: str, device: torch.device) -> dict[str, Contender]:
+    """All that can do this cell on this device, by name; ours first."""
+    parts = CELLS[kind]
+    scan = {"mingru": recurrence.mingru_scan, "minlstm": recurrence.minlstm_scan}[kind]
+    found = {
+        f"ours, {label}": Contender(lambda: lambda projection: scan(projection)[0], backend=backend)
+        for label, backend in backends(device).items()
+    }
+    found[YARDSTICK] = Contender(lambda: mingru_pytorch(kind), candidate_first=True)
+    if kind == "mingru":
+        scans = {"mambapy pscan": mambapy, "torch associative_scan": lambda: associative_scan, LOOP: lambda: loop}
+        scans |= {"accelerated-scan": accelerated_scan} if device.type == "cuda" else {}
+        found |= {name: Contender(_diagonal(make, parts)) for name, make in scans.items()}
+        found |= {"fla hgrn": Contender(hgrn)} if device.type == "cuda" else {}
+    return found
+
+
+def backends(device: torch.device) -> dict[str, str]:
+    """Our backends for a device: what a table calls them, and their LM_BACKEND. Whoever serves `auto` comes first."""
+    if device.type == "cpu":
+        return {"native": "native", "portable": "portable"}
+    with backend("auto"):
+        fast = recurrence.kernels(torch.zeros(1, device=device)).__name__.rpartition(".")[2]
+    return {"triton" if fast == "cuda" else fast: "auto", "portable": "portable"}
+
+
+@contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """Run forward and backward by this backend of ours; None leaves the choice as it is."""
+    before = os.environ.get("LM_BACKEND")
+    if name is not None:
+        os.environ["LM_BACKEND"] = name
+    try:
+        yield
+    finally:
+        if name is not None:
+            os.environ.pop("LM_BACKEND")
+        if before is not None:
+            os.environ["LM_BACKEND"] = before
+
+
+def late(module: str, package: str = '"char-lm[bench]"') -> Any:
+    """Import a peer. Raises RefusedError with the remedy."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise RefusedError(f"not installed: pip install {package}") from None
+
+
+def mingru_pytorch(kind: str) -> Cell:
+    """lucidrains' cell itself, its projection taken out; it holds no other weights at expansion 1."""
+    name, projection = {"mingru": ("minGRU", "hidden_and_gate"), "minlstm": ("minLSTM", "hidden_and_f_i_gate")}[kind]
+    module = getattr(late(f"minGRU_pytorch.{name}"), name)(1)
+    setattr(module, f"to_{projection}", nn.Identity())
+    return module
+
+
+def _diagonal(make: Callable[[], Scan], parts: int) -> Callable[[], Cell]:
+    """Make a cell of a scan of h_t = a_t h_{t-1} + b_t, its gates in plain torch."""
+
+    def made() -> Cell:
+        scan = make()
+        return lambda projection: scan(*coefficients(projection, parts))
+
+    return made
+
+
+def coefficients(projection: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """a and b (B, T, D) of h_t = a_t h_{t-1} + b_t."""
+    *logits, c = projection.chunk(parts, dim=-1)
+    k = logits[0] if parts == 2 else softplus(-logits[0]) - softplus(-logits[1])
+    return torch.sigmoid(-k), torch.sigmoid(k) * g(c)
+
+
+def mambapy() -> Scan:
+    """The Blelloch scan of mambapy, whose states have N = 1 numbers here."""
+    pscan = late("mambapy.pscan").pscan
+    return lambda a, b: pscan(a[..., None], b[..., None])[..., 0]
+
+
+def associative_scan(a: Tensor, b: Tensor) -> Tensor:
+    """torch's own, which takes any associative function."""
+    from torch._higher_order_ops import associative_scan
+
+    def combine(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return x[0] * y[0], y[0] * x[1] + y[1]
+
+    return associative_scan(combine, (a, b), dim=1, combine_mode="generic")[1]
+
+
+def loop(a: Tensor, b: Tensor) -> Tensor:
+    """One step after the other. Unbound first: indexing would make backward write a whole (B, T, D) for each step."""
+    h, steps = torch.zeros_like(b[:, 0]), []
+    for a_t, b_t in zip(a.unbind(1), b.unbind(1), strict=True):
+        h = torch.addcmul(b_t, a_t, h)
+        steps.append(h)
+    return torch.stack(steps, dim=1)
+
+
+def accelerated_scan() -> Scan:
+    """proger/accelerated-scan: its CUDA kernel where nvcc can build it, else its Triton kernel. It wants (B, D, T)."""
+    try:
+        scan = late("accelerated_scan.warp", "accelerated-scan").scan
+    except (OSError, RuntimeError):  # the build at import failed
+        scan = late("accelerated_scan.triton", "accelerated-scan").scan
+
+    def transposed(a: Tensor, b: Tensor) -> Tensor:
+        return scan(a.transpose(1, 2).contiguous(), b.transpose(1, 2).contiguous()).transpose(1, 2)
+
+    return transposed
+
+
+def hgrn() -> Cell:
+    """flash-linear-attention's HGRN, which takes the logarithm of a."""
+    chunk_hgrn = late("fla.ops.hgrn", "flash-linear-attention").chunk_hgrn
+
+    def cell(projection: Tensor) -> Tensor:
+        k, c = projection.chunk(2, dim=-1)
+        return chunk_hgrn(torch.sigmoid(k) * g(c), logsigmoid(-k))[0]
+
+    return cell

@@ -1,0 +1,189 @@
+"""Whole models, forward + backward at the paper's size, per mixer, against minGRU-pytorch's minLM.
+
+`mingru, gelu` computes the same function as minLM: it is compared with it on equal weights before anything is timed.
+`mingru` is the same with the MLP that train.py has by default, squared ReLU. GFLOP/s counts 6 x parameters x
+characters, whatever a mixer does beside its matrices.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm.bench import measure, models, peers
+from lm.bench.measure import RefusedError, Row
+from lm.config import OptimConfig
+from lm.evaluate import nll
+from lm.mixers import MIXERS
+from lm.model import LanguageModel
+from lm.optim import make_optimizer
+
+HEADER = (
+    *("", "parameters", "forward + backward ms", "characters/s", "GFLOP/s", "of sgemm", "x minLM"),
+    "optimiser step ms",
+)
+YARDSTICK = "minGRU-pytorch minLM"
+VOCABULARY = 65
+EXPANSION = 2.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step without its optimiser: a model's logits, the loss, all gradients."""
+
+    model: nn.Module
+    logits: Callable[[Tensor], Tensor]
+    ids: Tensor
+    dtype: torch.dtype
+
+    def __call__(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        with measure.precision(self.ids.device, self.dtype):
+            loss = nll(self.logits(self.ids[:, :-1]), self.ids[:, 1:])
+        loss.backward()
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def make_minlm(arguments: SimpleNamespace) -> nn.Module:
+    """lucidrains' model with the paper's block but for the convolution. Raises RefusedError if it is not installed."""
+    module = peers.late("minGRU_pytorch.minLM")
+    return module.minLM(num_tokens=VOCABULARY, dim=arguments.width, depth=arguments.layers, expansion=EXPANSION)
+
+
+def make_ours(name: str, T: int, arguments: SimpleNamespace) -> LanguageModel:
+    """Our model with this mixer, or with minLM's MLP if the name ends so. Attention takes twice the layers."""
+    mixer, _, mlp = name.partition(", ")
+    layers = arguments.layers * (2 if mixer == "attention" else 1)
+    return models.make(
+        mixer, arguments.width, layers, VOCABULARY, mlp=mlp or "relu2", expansion=EXPANSION, convolution=0, window=T
+    )
+
+
+@torch.no_grad()
+def copy_weights(ours: LanguageModel, theirs: Any) -> None:
+    """Give our mingru model minLM's weights, and both of them no biases, where they differ."""
+    ours.embedding.weight.copy_(theirs.token_emb.weight)
+    for block, (_, norm, cell, mlp_norm, mlp, _) in zip(ours.blocks, theirs.layers, strict=True):
+        mixer: Any = block.mixer
+        mixer.projection.weight.copy_(torch.cat(cell.to_hidden_and_gate.weight.chunk(2)[::-1]))
+        mixer.down.weight.copy_(cell.to_out.weight)
+        block.norm_mixer.weight.copy_(norm.weight)
+        block.norm_mlp.weight.copy_(mlp_norm.weight)
+        block.mlp.up.weight.copy_(mlp[0].weight)
+        block.mlp.down.weight.copy_(mlp[2].weight)
+        for bias in (mixer.projection.bias, mixer.down.bias, mlp[0].bias, mlp[2].bias):
+            bias.zero_()
+    ours.norm.weight.copy_(theirs.norm.weight)
+    ours.head.weight.copy_(theirs.to_logits.weight)
+
+
+def require_minlm(ours: LanguageModel, theirs: nn.Module, ids: Tensor) -> None:
+    """Equal weights must give equal logits and gradients of the embedding. Raises RefusedError."""
+    copy_weights(ours, theirs)
+    logits, expected = ours(ids)[0], theirs(ids)
+    measure.require_equal("logits", logits, expected, 1e-4)
+    direction = torch.randn_like(logits)
+    grads = [
+        torch.autograd.grad(y, weight, direction)[0]
+        for y, weight in ((logits, ours.embedding.weight), (expected, theirs.get_parameter("token_emb.weight")))
+    ]
+    measure.require_equal("gradients", grads[0], grads[1], 1e-3)
+
+
+def contenders(arguments: SimpleNamespace) -> list[str]:
+    """minLM, its twin among ours, and the mixers asked for."""
+    mixers = measure.names(arguments.mixers, MIXERS)
+    if not arguments.mixers:
+        mixers = [name for name in mixers if not name.endswith("_reference")]
+    return [YARDSTICK, "mingru, gelu", *mixers]
+
+
+def prepare(name: str, ids: Tensor, arguments: SimpleNamespace) -> Step:
+    """A contender, checked on 24 characters and ready to be timed. Raises RefusedError."""
+    torch.manual_seed(0)
+    _, dtype = measure.device_and_type(arguments)
+    T = ids.shape[1] - 1
+    if name == YARDSTICK:
+        model = make_minlm(arguments).to(ids.device)
+        require_minlm(make_ours("mingru, gelu", T, arguments).to(ids.device), model, ids[:1, :24])
+        return Step(model, model, ids, dtype)
+    ours = make_ours(name, T, arguments).to(ids.device)
+    measure.require_forward_equals_steps(ours, ids[:2, :24])
+    return Step(ours, lambda x: ours(x)[0], ids, dtype)
+
+
+def optimizer_step(step: Step, name: str) -> measure.Call:
+    """The optimiser's step alone, on the gradients of the last backward pass."""
+    step()
+    return make_optimizer(step.model, OptimConfig(name=name)).step  # type: ignore[arg-type]
+
+
+def compare(size: tuple[int, ...], arguments: SimpleNamespace) -> tuple[list[float], list[Row]]:
+    """The times of the matrix product, and one row per contender."""
+    device, dtype = measure.device_and_type(arguments)
+    torch.manual_seed(0)
+    ids = torch.randint(VOCABULARY, (size[0], size[1] + 1), device=device)
+    rows: list[Row] = []
+    calls: dict[str, measure.Call] = {"sgemm": measure.gemm_call(arguments.gemm, dtype, device)}
+    for name in contenders(arguments):
+        try:
+            step = prepare(name, ids, arguments)
+            calls[name] = step
+            if arguments.optimizer and name != YARDSTICK:
+                calls[f"{name} optimiser"] = optimizer_step(step, arguments.optimizer)
+            rows.append({"name": name, "size": size, "parameters": step.parameters})
+        except (RefusedError, RuntimeError) as error:
+            rows.append({**measure.skip(name, error), "size": size})
+    times = measure.in_turns(calls, arguments.repeat, device)
+    for row in rows:
+        if "skipped" not in row:
+            row |= {"both": times[row["name"]], "optimiser": times.get(f"{row['name']} optimiser")}
+    add_ratios(rows, 2 * arguments.gemm**3 / measure.median(times["sgemm"]), size[0] * size[1])
+    return times["sgemm"], rows
+
+
+def add_ratios(rows: list[Row], limit: float, characters: int) -> None:
+    """Speeds, over the matrix product's rate (FLOP/s) and over minLM's."""
+    known = next((measure.median(row["both"]) for row in rows if row["name"] == YARDSTICK and "both" in row), None)
+    for row in rows:
+        if "both" in row:
+            seconds = measure.median(row["both"])
+            flops = 6 * row["parameters"] * characters / seconds
+            row |= {"characters_per_second": characters / seconds, "flops_per_second": flops, "of_sgemm": flops / limit}
+            row["speedup"] = None if known is None else known / seconds
+
+
+def run(arguments: SimpleNamespace) -> Row:
+    """All models at all sizes."""
+    about = measure.heading("Whole models: forward + backward", arguments)
+    results = []
+    for B, T in measure.sizes(arguments.sizes, "BT"):
+        sgemm, rows = compare((B, T), arguments)
+        rate = 2e-9 * arguments.gemm**3 / measure.median(sgemm)
+        n = arguments.gemm
+        print(f"\nB={B} T={T:,}; a {n} x {n} matrix product takes {measure.spread(sgemm)} ms = {rate:,.1f} GFLOP/s")
+        measure.print_table(HEADER, [table_row(row) for row in rows])
+        results.append({"size": (B, T), "sgemm": sgemm, "sgemm_flops_per_second": 1e9 * rate, "rows": rows})
+    return {"conditions": about, "results": results}
+
+
+def table_row(row: Row) -> tuple[str, ...]:
+    """A row as the table shows it."""
+    if "skipped" in row:
+        return row["name"], row["skipped"]
+    return (
+        row["name"],
+        f"{row['parameters']:,}",
+        measure.spread(row["both"]),
+        f"{row['characters_per_second']:,.0f}",
+        f"{row['flops_per_second'] / 1e9:,.1f}",
+        measure.number(row["of_sgemm"], ".0%"),
+        measure.number(row["speedup"]),
+        measure.spread(row["optimiser"]) if row["optimiser"] else "-",
+    )
