@@ -87,6 +87,8 @@ def train(config: Config, corpus: "Corpus", run: "Run", checkpoint: Path | None)
 
     torch.manual_seed(config.seed)
     model = LanguageModel(len(corpus.tokenizer), config.model)
+    if config.model.compile:
+        model.compile()  # in place: the names of the weights stay as they are
     precision = resolve_precision(config)
     if not is_helper():
         run.open(config, corpus.tokenizer, checkpoint)

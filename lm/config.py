@@ -80,6 +80,8 @@ class ModelConfig:
     """hidden channels of the MLP as a multiple of the width (swiglu takes two thirds of it: equal parameters)"""
     dropout: float = 0.0
     """dropout on the embedding and on what each mixer and MLP adds"""
+    compile: bool = False
+    """torch.compile the whole model; needs a C++ compiler, and about a minute at the start"""
 
 
 @dataclass

@@ -111,6 +111,15 @@ def test_every_mixer_trains(run_train, mixer, precision):
     assert losses[-1] < losses[0] - 0.3
 
 
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(run_train):
+    options = ("--trainer.max_steps", "8", "--eval.sample_chars", "0")
+    plain, compiled = run_train("plain", *options), run_train("compiled", *options, "--model.compile", "true")
+    for a, b in zip(rows(plain), rows(compiled), strict=True):
+        assert float(a["train/loss"] or 0) == pytest.approx(float(b["train/loss"] or 0), abs=1e-4)
+    assert load(compiled)[0].state_dict().keys() == load(plain)[0].state_dict().keys()
+
+
 def test_accumulation_and_streams_train(run_train):
     whole = run_train("whole", "--trainer.max_steps", "12")
     parts = run_train("parts", "--trainer.max_steps", "12", "--trainer.accumulate", "2")
