@@ -46,7 +46,8 @@ def through_train_py(steps: int, options: list[str]) -> tuple[float, LanguageMod
 
     with tempfile.TemporaryDirectory() as folder:
         argv = ["--runs", folder, "--name", "a", "--eval.every", "1000000", "--trainer.max_steps", str(steps), *options]
-        if code := train.main(["--log.every", str(max(1, steps // 10)), *argv]):
+        argv += ["--log.every", str(min(10, max(1, steps // 3)))]  # the default, unless the run is shorter
+        if code := train.main(argv):
             raise UserError(f"train.py ended with code {code}")
         with (Path(folder) / "a" / "metrics.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["train/loss"]]
