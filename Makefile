@@ -7,7 +7,7 @@ train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/ready-test
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 # The table and the picture at the head of README.md: eight runs of two minutes; finished ones are skipped.
 results: .venv/ready

@@ -27,8 +27,9 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest most probable ids that together have probability p (nucleus sampling, arXiv 1904.09751)."""
     if p >= 1:
         return logits
-    ordered, index = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered  # what the more probable ones have together
+    ordered, index = logits.sort(dim=-1, descending=True)
+    probability = ordered.softmax(dim=-1)
+    before = probability.cumsum(dim=-1) - probability  # what the more probable ones have together
     excluded = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= p)
     return logits.masked_fill(excluded, -torch.inf)
 

@@ -155,7 +155,7 @@ def test_without_metrics_the_summary_has_the_best_loss(tmp_path, capsys):
         ({"data": {"corpus": "bible"}}, "not comparable, the corpora differ: data.corpus is tiny_shakespeare, bible"),
         (
             {"data": {"context": 64}},
-            "windowed losses are not comparable (compare the streaming ones): data.context is 256, 64",
+            "windowed losses are not comparable (compare the streaming ones): data.context is 128, 64",
         ),
     ],
 )
