@@ -171,6 +171,8 @@ def make_logger(config: Config, run: "Run") -> Any:
         return None
     from lightning.pytorch.loggers import WandbLogger
 
+    from lm.run import AXES
+
     experiment = wandb.init(
         mode=config.log.wandb,
         project=config.log.project,
@@ -182,7 +184,7 @@ def make_logger(config: Config, run: "Run") -> Any:
         config=config.flat(),
         settings=wandb.Settings(silent=True, console="off"),
     )
-    for axis in ("step", "chars", "train_seconds", "flops"):
+    for axis in AXES:
         experiment.define_metric(axis, hidden=True)
     experiment.define_metric("*", step_metric="step")
     return WandbLogger(experiment=experiment, save_dir=run.path)
