@@ -66,9 +66,24 @@ def prepare_resuming(config: Config, resume: str, argv: list[str]) -> "tuple[Con
     corpus = load_corpus(config.data)
     if corpus.tokenizer.characters != run.tokenizer().characters:
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
+    checkpoint = run.newest_checkpoint()
+    if checkpoint and used_up(config, checkpoint):
+        raise UserError(
+            f"{run.path} has used up its budget; to go on, give a larger --trainer.max_steps or max_minutes"
+        )
     if not is_helper():
         run.write("config.yaml", config.to_yaml())
-    return config, corpus, run, run.newest_checkpoint()
+    return config, corpus, run, checkpoint
+
+
+def used_up(config: Config, path: Path) -> bool:
+    """Whether a checkpoint stands at the end of the budget."""
+    from lm.run import read_checkpoint
+
+    checkpoint, budget = read_checkpoint(path), config.trainer
+    if budget.max_steps is not None:
+        return checkpoint["global_step"] >= budget.max_steps
+    return checkpoint["callbacks"]["Recorder"]["seconds"] >= 60 * (budget.max_minutes or 0)
 
 
 def is_helper() -> bool:

@@ -82,9 +82,7 @@ class Recorder(Callback):
     def _log_training(self, trainer: pl.Trainer, step: int) -> None:
         loss = trainer.strategy.reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
-        guessing = math.log(len(self.tokenizer))
-        if not loss < 10 * guessing:
-            raise Diverged(f"the training loss is {loss:.3g} at step {step}, where guessing has {guessing:.2f}")
+        self.require_sane(loss, "training", step)
         before, seconds = self.last_row
         speed = (step - before) * self._chars_per_step / max(self.task.clock.seconds - seconds, 1e-9)
         self.last_row = (step, self.task.clock.seconds)
@@ -92,12 +90,19 @@ class Recorder(Callback):
         norm = float(self.task.grad_norm)
         self._write(trainer, {"train/loss": loss, "lr": lr, "grad_norm": norm, "chars_per_second": speed})
 
+    def require_sane(self, loss: float, name: str, step: int) -> None:
+        """Raises Diverged before anything of a lost run is written or saved."""
+        guessing = math.log(len(self.tokenizer))
+        if not loss < 10 * guessing:
+            raise Diverged(f"the {name} loss is {loss:.3g} at step {step}, where guessing has {guessing:.2f}")
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.task.clock.stop()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Runs before the checkpoint of this step is written."""
         values = self.task.validation_results()
+        self.require_sane(values["val/loss"], "validation", trainer.global_step)
         self._write(trainer, values)
         for name in ("val/loss", "val/loss_streaming"):
             self.best[name] = min(values[name], self.best.get(name, math.inf))
@@ -196,6 +201,7 @@ class Checkpoints(Callback):
         whole_step = batch["part"] + 1 == config.trainer.accumulate
         validates_next = trainer.should_stop or trainer.global_step % config.eval.every == 0  # and saves
         if self.signalled and whole_step and not validates_next:
+            self.recorder.require_sane(outputs["loss"].item(), "training", trainer.global_step)
             self._save(trainer)
             raise Interrupted
 

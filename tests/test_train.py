@@ -208,25 +208,26 @@ def test_a_longer_budget_goes_on(run_train):
     assert rows(run)[-1]["step"] == "30" and Run(run).config().trainer.max_steps == 30
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(run_train, capsys):
-    run = run_train(
-        "a",
-        "--trainer.max_steps",
-        "300",
-        "--optim.name",
-        "adamw",
-        "--optim.lr",
-        "1000",
-        "--optim.clip",
-        "0",
-        "--eval.every",
-        "1",
-        "--log.every",
-        "1",
-        "--optim.warmup_steps",
-        "100",
-        code=1,
-    )
+def test_a_finished_run_needs_a_larger_budget(run_train, capsys):
+    run = run_train("a", "--trainer.max_steps", "10")
+    before = (run / "metrics.csv").read_bytes()
+    assert train.main(["--resume", str(run)]) == 2
+    assert "has used up its budget" in capsys.readouterr().err
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("every", ["1", "7"])  # the loss is seen by a row, or first by a validation
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(run_train, capsys, monkeypatch, every):
+    from lm.task import Task
+
+    step = Task.training_step
+
+    def broken_from_step_12(self, batch, batch_idx):
+        return step(self, batch, batch_idx) * (float("nan") if self.global_step >= 12 else 1.0)
+
+    monkeypatch.setattr(Task, "training_step", broken_from_step_12)
+    run = run_train("a", "--trainer.max_steps", "300", "--eval.every", "5", "--log.every", every, code=1)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 10
     assert Run(run).summary()["status"] == "diverged"
     assert "try a lower --optim.lr" in capsys.readouterr().err
     weights = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
