@@ -31,7 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if resume is None:
             return train(*prepare(config), None)
-        return train(*prepare_resuming(config, resume, argv))
+        config, corpus, run, checkpoint = prepare_resuming(config, resume, argv)
+        if checkpoint and used_up(config, checkpoint):
+            run.update_summary(status="finished")
+            say(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
+            return 0
+        return train(config, corpus, run, checkpoint)
     except UserError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
@@ -67,10 +72,6 @@ def prepare_resuming(config: Config, resume: str, argv: list[str]) -> "tuple[Con
     if corpus.tokenizer.characters != run.tokenizer().characters:
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
     checkpoint = run.newest_checkpoint()
-    if checkpoint and used_up(config, checkpoint):
-        raise UserError(
-            f"{run.path} has used up its budget; to go on, give a larger --trainer.max_steps or max_minutes"
-        )
     if not is_helper():
         run.write("config.yaml", config.to_yaml())
     return config, corpus, run, checkpoint
