@@ -147,9 +147,9 @@ def test_length_refuses_what_differs(bench, wrong_steps):
 def test_peak_memory_sees_an_allocation():
     device = torch.device("cpu")
     before = length.reset_peak(device)
-    block = torch.ones(8 << 20)
+    block = torch.ones(64 << 20)  # 256 MB: too much for the allocator to have it lying about
     del block
-    assert length.peak_bytes(device) - before >= 30 << 20 or sys.platform != "linux"
+    assert length.peak_bytes(device) - before >= 200 << 20 or sys.platform != "linux"
 
 
 def test_numerics(bench, tmp_path):
