@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm import recurrence
+from lm import native, recurrence
 from lm.recurrence import cpu, portable, reference
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def compiler() -> None:
     """Skip what needs a compiler where there is none."""
     try:
         cpu.library()
-    except cpu.BuildError as error:
+    except native.BuildError as error:
         pytest.skip(str(error))
 
 
@@ -335,7 +335,7 @@ def test_without_a_build_the_portable_path_serves(unbuilt, tmp_path, break_it, r
         check("minlstm_scan", 2, 63, 24)
     assert len(warned) == 1
     unbuilt.setenv("LM_BACKEND", "native")
-    with pytest.raises(cpu.BuildError, match=reason):
+    with pytest.raises(native.BuildError, match=reason):
         recurrence.mingru_scan(torch.zeros(1, 1, 2))
 
 

@@ -21,6 +21,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from lm.native import BuildError
 from lm.recurrence import cpu, portable
 
 __all__ = ["linear_scan", "mingru_scan", "minlstm_scan"]
@@ -43,7 +44,7 @@ def kernels(x: Tensor) -> ModuleType:
         return portable
     try:
         cpu.library()
-    except cpu.BuildError as error:
+    except BuildError as error:
         if backend == "native":
             raise
         _warn_once(f"{error}; the slower plain torch path serves")

@@ -1,37 +1,24 @@
 """The recurrence on a CPU: native kernels (scan.c) with the interface of `lm.recurrence.portable`.
 
-The C source is compiled on first use with the system's compiler and kept in the user's cache folder under a hash of
-everything the machine code depends on. Whatever goes wrong with that, `library` says so and `portable` serves instead.
+Where they cannot be built, `library` says so and `portable` serves instead.
 """
 
-import atexit
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import re
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lm.native import BuildError, build
+
 SOURCE = Path(__file__).with_name("scan.c")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LINEAR, MINGRU, MINLSTM = range(3)
 HUGE = 4 << 20  # bytes from which huge pages are worth asking for
 SMALL = 1 << 17  # elements that keep one thread busy for longer than it takes to wake it
-
-
-class BuildError(RuntimeError):
-    """The native kernels cannot be had on this machine."""
 
 
 # ---------------------------------------------------------------- kernels
@@ -168,9 +155,12 @@ def _empty(like: Tensor, shape: torch.Size) -> Tensor:
 def _load() -> ctypes.CDLL | str:
     """The compiled kernels, or why there are none: tried once."""
     try:
-        return _build()
-    except (BuildError, OSError, subprocess.SubprocessError) as error:
-        return f"the native kernels of the recurrence cannot be built: {error}"
+        loaded = build(SOURCE)
+    except BuildError as error:
+        return f"the native kernels of the recurrence are not to be had: {error}"
+    loaded.scan.argtypes, loaded.scan.restype = [POINTER(Call)], ctypes.c_int
+    loaded.expect.argtypes, loaded.expect.restype = [c_void_p, c_int64], None
+    return loaded
 
 
 def library() -> ctypes.CDLL:
@@ -178,95 +168,4 @@ def library() -> ctypes.CDLL:
     loaded = _load()
     if isinstance(loaded, str):
         raise BuildError(loaded)
-    return loaded
-
-
-def _build() -> ctypes.CDLL:
-    compiler, folder = _compiler(), _cache_folder()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    problem = ""
-    for flags in _flag_sets():
-        key = repr((SOURCE.read_text(), compiler, version, flags, _cpu()))
-        path = folder / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
-        try:
-            if not path.exists():
-                _compile([*compiler, *flags], path)
-            return _open(path)
-        except (BuildError, OSError) as error:
-            problem = problem or str(error)
-    raise BuildError(problem)
-
-
-def _compiler() -> list[str]:
-    """The C compiler's command: $CC, else the first that is installed."""
-    if os.environ.get("CC"):
-        return shlex.split(os.environ["CC"])
-    for name in ("cc", "gcc", "clang"):
-        if path := shutil.which(name):
-            return [path]
-    raise BuildError("no C compiler (cc, gcc or clang) was found")
-
-
-def _flag_sets() -> Iterator[list[str]]:
-    """What to compile with, best first."""
-    # Contraction and no traps are what vectorising needs; nothing may reorder sums, the exponential relies on it.
-    common = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    for openmp in _openmp_flags():
-        yield [*common, native, str(SOURCE), *openmp]
-    yield [*common, "-fopenmp-simd", str(SOURCE)]
-
-
-def _openmp_flags() -> Iterator[list[str]]:
-    """Two OpenMP runtimes in one process fight for the cores, so the one that torch has loaded comes first."""
-    if sys.platform == "darwin":
-        yield ["-Xclang", "-fopenmp", "-undefined", "dynamic_lookup"]
-    elif loaded := re.search(r"/\S*/lib(gomp|iomp5|omp)\b\S*\.so\S*", _text("/proc/self/maps")):
-        yield ["-fopenmp", "-Wl,--as-needed", loaded[0]]
-    yield ["-fopenmp"]
-    yield ["-fopenmp-simd"]
-
-
-def _cpu() -> str:
-    """What -march=native depends on."""
-    described = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", _text("/proc/cpuinfo"), re.MULTILINE)
-    return "\n".join([platform.machine(), platform.processor(), *sorted(set(described))])
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "char-lm")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return folder
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="char-lm-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
-
-
-def _compile(command: list[str], path: Path) -> None:
-    """Compile under a name of our own and rename: whoever else builds the same file never sees half of it."""
-    handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(handle)
-    try:
-        done = subprocess.run([*command, "-o", name], capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr.strip()}")
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _open(path: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(path))
-    loaded.scan.argtypes, loaded.scan.restype = [POINTER(Call)], ctypes.c_int
-    loaded.expect.argtypes, loaded.expect.restype = [c_void_p, c_int64], None
     return loaded
