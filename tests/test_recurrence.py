@@ -370,3 +370,35 @@ def test_processes_build_at_once(compiler, tmp_path):
     ]
     assert [process.communicate()[0].strip() for process in started] == ["[[[0.25], [0.375]]]"] * 2
     assert [path.suffix for path in (tmp_path / "char-lm").iterdir()] == [".so"]
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it(compiler):
+    pool, shape = cpu.Pool(limit=1 << 20), torch.Size((4, 1024))
+    first = pool.empty(torch.zeros(1), shape)
+    address, row = first.data_ptr(), first[0]
+    del first
+    assert pool.empty(torch.zeros(1), shape).data_ptr() != address, "a view still needs it"
+    del row
+    addresses = {pool.empty(torch.zeros(1), shape).data_ptr() for _ in range(8)}
+    assert address in addresses and len(addresses) <= 2
+
+
+def test_idle_memory_is_bounded(compiler):
+    pool = cpu.Pool(limit=1 << 20)
+    kept = [pool.empty(torch.zeros(1), torch.Size((n, 1024))) for n in range(1, 100)]
+    assert not pool.idle
+    del kept
+    assert 0 < sum(block.nbytes for block in pool.idle) <= 1 << 20
+
+
+def test_memory_saved_for_backward_is_not_used_again(compiler, monkeypatch):
+    """Two scans larger than LARGE, alive at once: each has its own outputs, and gradients."""
+    monkeypatch.setattr(cpu, "LARGE", 1)
+    projections = [torch.randn(2, 64, 48, requires_grad=True) for _ in range(2)]
+    wanted = [torch.autograd.grad(reference.mingru_scan(p)[0].square().sum(), p)[0] for p in projections]
+    scans = [recurrence.mingru_scan(p)[0].square().sum() for p in projections]
+    for scan, projection, want in zip(scans, projections, wanted, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(scan, projection)[0], want, rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ Where they cannot be built, `library` says so and `portable` serves instead.
 
 import ctypes
 import functools
+import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -17,7 +18,7 @@ from lm.native import BuildError, build
 SOURCE = Path(__file__).with_name("scan.c")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LINEAR, MINGRU, MINLSTM = range(3)
-HUGE = 4 << 20  # bytes from which huge pages are worth asking for
+LARGE = 4 << 20  # bytes from which it matters where the memory comes from
 SMALL = 1 << 17  # elements that keep one thread busy for longer than it takes to wake it
 
 
@@ -141,11 +142,49 @@ def _rows(x: Tensor) -> Tensor:
     return x[tuple(once)].contiguous().expand(x.shape)
 
 
+# ---------------------------------------------------------------- memory
+
+
+class Pool:
+    """Memory of tensors that are gone, for the next of their size.
+
+    The system's allocator gives large blocks back when they are freed, and the next step pays for mapping, faulting in
+    and clearing them anew: more than the recurrence itself. What lies idle is at most `limit` bytes, latest used.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.idle: list[Tensor] = []
+
+    def empty(self, like: Tensor, shape: torch.Size) -> Tensor:
+        """As `like.new_empty(shape)`; its memory comes back here when nothing refers to it any more."""
+        size = shape.numel() * like.itemsize
+        block = self._take(size)
+        buffer = (ctypes.c_char * size).from_address(block.data_ptr())
+        weakref.finalize(buffer, self._give, block).atexit = False
+        return torch.frombuffer(buffer, dtype=like.dtype).view(shape)
+
+    def _take(self, size: int) -> Tensor:
+        for i in reversed(range(len(self.idle))):
+            if self.idle[i].nbytes == size:
+                return self.idle.pop(i)
+        block = torch.empty(size, dtype=torch.uint8)
+        library().expect(block.data_ptr(), size)
+        return block
+
+    def _give(self, block: Tensor) -> None:
+        self.idle.append(block)
+        while sum(idle.nbytes for idle in self.idle) > self.limit:
+            del self.idle[0]
+
+
+_pool = Pool(limit=1 << 30)
+
+
 def _empty(like: Tensor, shape: torch.Size) -> Tensor:
-    x = like.new_empty(shape)
-    if x.nbytes >= HUGE:
-        library().expect(x.data_ptr(), x.nbytes)
-    return x
+    """Uninitialised, of the type of `like`; large ones from memory that was used before."""
+    small = shape.numel() * like.itemsize < LARGE
+    return like.new_empty(shape) if small else _pool.empty(like, shape)
 
 
 # ---------------------------------------------------------------- build
