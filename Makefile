@@ -14,14 +14,10 @@ results: .venv/ready
 	$(BIN)/python -m lm.sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
 	$(BIN)/python -m lm.compare runs/comparison --insert README.md
 
-# docs/performance.md, measured on this machine: leave it alone for a quarter of an hour meanwhile.
+# docs/performance.md, measured on this machine: leave it alone for half an hour meanwhile. BENCHES="cell train" does some.
+BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs/numerics.png" sample parameters overhead
 performance: .venv/ready-test
-	{ printf '# Performance\n\nMade by `make performance`; each table names its conditions. No GPU has been at hand so far: the rows\n'; \
-	  printf 'for one await `python -m lm.bench cell --device cuda` and `pytest tests/test_recurrence_triton.py` there.\n'; \
-	  for bench in cell train "numerics --plot docs/numerics.png" parameters overhead; do \
-	    printf '\n## python -m lm.bench %s\n\n```text\n' "$$bench"; \
-	    $(BIN)/python -m lm.bench $$bench || exit; printf '```\n'; \
-	  done; } > docs/performance.md
+	for bench in $(BENCHES); do $(BIN)/python -m lm.bench $$bench --insert docs/performance.md || exit; done
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .

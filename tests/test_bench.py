@@ -280,3 +280,28 @@ def test_every_command_has_its_module_and_its_help(capsys):
 
 def test_json_has_no_infinities():
     assert finite({"a": [float("inf"), 1.0], "b": (float("nan"),)}) == {"a": [None, 1.0], "b": [None]}
+
+
+def test_busy(bench):
+    result, out = bench("busy", "--cells", "mingru")
+    rows = by_name(result["results"][0]["rows"])
+    assert rows["ours, portable"]["ratio"] > 0 and len(rows["ours, portable"]["busy"]) == 2
+    assert "one core busy" in out
+
+
+def test_a_table_goes_into_a_document(bench, tmp_path):
+    document = tmp_path / "a.md"
+    document.write_text("before\n<!-- bench parameters: begin -->\nold\n<!-- bench parameters: end -->\nafter\n")
+    _, out = bench("parameters", "--insert", str(document))
+    text = document.read_text()
+    assert out.strip() in text and "old" not in text and "$ python -m lm.bench parameters --quick" in text
+    assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n") and "--insert" not in text
+
+
+def test_a_document_without_marks_is_refused_before_measuring(tmp_path, capsys):
+    (tmp_path / "a.md").write_text("nothing\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["parameters", "--insert", str(tmp_path / "a.md")])
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert "needs a line <!-- bench parameters: begin -->" in err and not out

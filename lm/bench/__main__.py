@@ -11,6 +11,7 @@ from typing import Any
 
 from lm import bench
 from lm.config import Parser, UserError
+from lm.document import command_line, inserted
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Option:
 
 
 def repeat(times: int) -> Option:
+    """How often each thing is timed."""
     return Option("repeat", "timings of each, taken in turns", times, 2, int)
 
 
@@ -47,6 +49,16 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
         "one cell: our backends against other implementations, forward and backward",
         (
             Option("sizes", "B x T x D", ["64x256x768", "8x4096x384", "1x65536x384"], ["2x64x16"]),
+            CELLS,
+            Option("longest_loop", "largest T at which the Python loop runs", 4096, None, int),
+            *WHERE,
+            repeat(7),
+        ),
+    ),
+    "busy": (
+        "one cell alone, and while another process keeps a core busy",
+        (
+            Option("sizes", "B x T x D", ["64x256x768"], ["2x64x16"]),
             CELLS,
             Option("longest_loop", "largest T at which the Python loop runs", 4096, None, int),
             *WHERE,
@@ -123,6 +135,7 @@ def make_parser(command: str) -> Parser:
         text = option.help + (f" (default: {shown})" if shown not in (None, "") else "")
         parser.add_argument(f"--{option.name}", type=option.kind, help=text, **several)
     parser.add_argument("--json", type=str, help="write the numbers to this file")
+    parser.add_argument("--insert", type=str, help="put the table between the marks `bench NAME` of this document")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     return parser
 
@@ -173,7 +186,9 @@ def main(argv: list[str] | None = None) -> None:
         arguments = read_arguments(parser, command, options)
         if arguments.json and not Path(arguments.json).parent.is_dir():
             raise UserError(f"--json: there is no folder {Path(arguments.json).parent}")
-        result = importlib.import_module(f"lm.bench.{command}").run(arguments)
+        document = Path(arguments.insert) if arguments.insert else None
+        with inserted(document, f"bench {command}", command_line("lm.bench", words)):
+            result = importlib.import_module(f"lm.bench.{command}").run(arguments)
         if "conditions" in result:
             result["warnings"] = importlib.import_module("lm.bench.measure").WARNINGS
     except UserError as error:

@@ -88,8 +88,13 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_turns(calls: Mapping[str, Call], repeat: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call, `repeat` times. One round runs them all, so that a disturbance does not hit one alone."""
+def in_turns(
+    calls: Mapping[str, Call], repeat: int, device: torch.device, starved: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each call, `repeat` times. One round runs them all, so that a disturbance does not hit one alone.
+
+    Warns when others took the CPU, unless `starved` says that this is meant.
+    """
     often = {name: _warm_up(call, device) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     wall, busy = time.perf_counter(), time.process_time()
@@ -97,7 +102,8 @@ def in_turns(calls: Mapping[str, Call], repeat: int, device: torch.device) -> di
         gc.collect()
         for name, call in calls.items():
             times[name].append(seconds(call, device, often[name]))
-    _warn_if_starved(time.perf_counter() - wall, time.process_time() - busy)
+    if not starved:
+        _warn_if_starved(time.perf_counter() - wall, time.process_time() - busy)
     return times
 
 
@@ -120,6 +126,7 @@ def _warm_up(call: Call, device: torch.device) -> int:
 
 
 def median(times: Sequence[float]) -> float:
+    """The middle one."""
     return statistics.median(times)
 
 
@@ -230,6 +237,7 @@ def spread(times: Sequence[float]) -> str:
 
 
 def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
+    """A table's entry, `-` where there is none."""
     return "-" if value is None else f"{value:{form}}{unit}"
 
 

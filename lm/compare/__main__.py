@@ -13,6 +13,7 @@ from lm.compare import table, terminal
 from lm.compare.page import encode, payload, render
 from lm.compare.runs import LOSSES, Reader, RunData
 from lm.config import Parser, UserError
+from lm.document import insert
 from lm.run import AXES
 
 PORT = 8321
@@ -95,7 +96,7 @@ def show(reader: Reader, options: Any) -> int:
     write(options.json, lambda: json.dumps(everything, indent=2, allow_nan=False) + "\n")
     write(options.csv, lambda: as_csv(everything["runs"]))
     if options.insert:
-        insert(Path(options.insert), report(groups, target, options))
+        insert(Path(options.insert), "results", "\n".join(report(groups, target, options)))
     write(options.html, lambda: as_page(groups, notes, options))
     if options.png:
         from lm.compare.picture import save_png
@@ -112,17 +113,6 @@ def as_page(groups: list[table.Group], notes: list[str], options: Any) -> str:
     runs = [run for item in groups for run in item.runs]
     data = payload(groups, options.metric, options.target, notes)
     return render(data | {"runs": [encode(run, len(runs)) for run in runs], "order": [str(run.path) for run in runs]})
-
-
-def insert(path: Path, lines: list[str]) -> None:
-    """Replace what stands between the results marks of a document."""
-    begin, end = "<!-- results: begin -->\n", "<!-- results: end -->"
-    try:
-        before, rest = path.read_text(encoding="utf-8").split(begin)
-        after = rest.split(end)[1]
-    except (OSError, ValueError, IndexError):
-        raise UserError(f"--insert: {path} needs a line {begin.strip()} and a line {end} after it") from None
-    path.write_text("".join([before, begin, "```text\n", "\n".join(lines), "\n```\n", end, after]), encoding="utf-8")
 
 
 def compare(runs: list[RunData], reader: Reader, options: Any) -> tuple[list[table.Group], float | None, list[str]]:

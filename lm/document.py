@@ -1,0 +1,66 @@
+"""What commands print goes into documents between marks, so that no figure is typed by hand."""
+
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm.config import UserError
+
+
+def insert(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between the lines `<!-- MARK: begin -->` and `<!-- MARK: end -->` of a document.
+
+    Raises:
+        UserError: it has no such lines, or cannot be read or written.
+    """
+    before, after = halves(path, mark)
+    path.write_text(f"{before}```text\n{text.strip()}\n```\n{after}", encoding="utf-8")
+
+
+def halves(path: Path, mark: str) -> tuple[str, str]:
+    """What stands before and after, the marks with it."""
+    begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
+    try:
+        before, rest = path.read_text(encoding="utf-8").split(begin)
+        return before + begin, end + rest.split(end)[1]
+    except OSError as error:
+        raise UserError(f"--insert: cannot read {path}: {error.strerror}") from None
+    except (ValueError, IndexError):
+        raise UserError(f"--insert: {path} needs a line {begin.strip()} and a line {end} after it") from None
+
+
+@contextlib.contextmanager
+def inserted(path: Path | None, mark: str, command: str) -> Iterator[None]:
+    """What is printed meanwhile goes to the document as well, under the command that printed it."""
+    if path is None:
+        yield
+        return
+    halves(path, mark)  # a document without the marks is found out before anything is measured
+    copy = Copy()
+    with contextlib.redirect_stdout(copy):
+        yield
+    insert(path, mark, f"$ {command}\n{copy.getvalue()}")
+
+
+class Copy(io.StringIO):
+    """Passes on to stdout what it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stdout = sys.stdout
+
+    def write(self, text: str) -> int:
+        self.stdout.write(text)
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.stdout.flush()
+
+
+def command_line(module: str, words: list[str]) -> str:
+    """The command as a user types it, without its own --insert."""
+    kept = [word for i, word in enumerate(words) if word != "--insert" and words[i - 1 : i] != ["--insert"]]
+    return shlex.join(["python", "-m", module, *kept])
