@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm.config import Parser, UserError
+from lm.config import COPYING, Parser, UserError
 
 
 def make_parser() -> Parser:
@@ -80,12 +80,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def generate(options: Any, prompt: str) -> int:
     """Everything that needs the model."""
-    from lm.run import Run, load
+    from lm.run import Run, load_with_config
 
     path = options.run if Path(options.run).is_file() else Run.find(options.run, options.runs).path
     from lm.sampling import generate as continuations
 
-    model, tokenizer = load(path)
+    model, tokenizer, config = load_with_config(path)
+    if config.data.corpus == COPYING:
+        raise UserError(f"{path} answers {COPYING}, it writes no text; its accuracy: python -m lm.evaluate {path}")
     if missing := tokenizer.missing(prompt):
         raise UserError(f"--prompt has characters that {path} has never seen: {' '.join(map(repr, missing))}")
     print(f"{path}, temperature {options.temperature:g}, seed {options.seed}", file=sys.stderr)

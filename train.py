@@ -14,6 +14,7 @@ from lm.config import Config, UserError, parse
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+    from lm.copying import Copying
     from lm.corpus import Corpus
     from lm.run import Run
 
@@ -42,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def prepare(config: Config) -> "tuple[Config, Corpus, Run]":
+def prepare(config: Config) -> "tuple[Config, Corpus | Copying, Run]":
     """Name the run and read the corpus: what can go wrong without torch does so before torch is imported."""
-    from lm.corpus import load_corpus
+    from lm.corpus import load
     from lm.run import Run
 
     if config.name is None:
@@ -53,12 +54,14 @@ def prepare(config: Config) -> "tuple[Config, Corpus, Run]":
     run = Run(Path(config.runs) / config.name)
     if not is_helper() and run.path.exists():
         raise UserError(f"{run.path} exists already; choose another --name, or go on with --resume")
-    return config, load_corpus(config.data), run
+    return config, load(config.data), run
 
 
-def prepare_resuming(config: Config, resume: str, argv: list[str]) -> "tuple[Config, Corpus, Run, Path | None]":
+def prepare_resuming(
+    config: Config, resume: str, argv: list[str]
+) -> "tuple[Config, Corpus | Copying, Run, Path | None]":
     """Find the run and its newest whole checkpoint, and make sure that it stays the same run."""
-    from lm.corpus import load_corpus
+    from lm.corpus import load
     from lm.run import Run
 
     run = Run.find(resume, config.runs)
@@ -68,7 +71,7 @@ def prepare_resuming(config: Config, resume: str, argv: list[str]) -> "tuple[Con
     if changed:
         key = changed[0]
         raise UserError(f"{key} is {saved.flat()[key]} in {run.path} and cannot change on resuming; start a new run")
-    corpus = load_corpus(config.data)
+    corpus = load(config.data)
     if corpus.tokenizer.characters != run.tokenizer().characters:
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
     checkpoint = run.newest_checkpoint()
@@ -92,7 +95,7 @@ def is_helper() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
 
 
-def train(config: Config, corpus: "Corpus", run: "Run", checkpoint: Path | None) -> int:
+def train(config: Config, corpus: "Corpus | Copying", run: "Run", checkpoint: Path | None) -> int:
     """Everything that needs torch."""
     quieten()
     import torch
@@ -206,7 +209,7 @@ def make_logger(config: Config, run: "Run") -> Any:
     return WandbLogger(experiment=experiment, save_dir=run.path)
 
 
-def announce(config: Config, corpus: "Corpus", parameters: int, trainer: "pl.Trainer", run: "Run") -> None:
+def announce(config: Config, corpus: "Corpus | Copying", parameters: int, trainer: "pl.Trainer", run: "Run") -> None:
     """What is going to be trained."""
     budget = (
         f"{config.trainer.max_steps} steps"
@@ -216,7 +219,7 @@ def announce(config: Config, corpus: "Corpus", parameters: int, trainer: "pl.Tra
     kind = trainer.strategy.root_device.type
     shape = f"{config.model.layers} layers of width {config.model.width}"
     say(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
-    say(f"corpus   {config.data.corpus}: {len(corpus.ids):,} characters, {len(corpus.tokenizer) - 1} distinct")
+    say(f"corpus   {config.data.corpus}: {corpus}")
     say(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
     say(f"device   {trainer.num_devices} x {kind}, precision {trainer.precision}")
     say(f"budget   {budget}")
@@ -232,8 +235,9 @@ def report(run: "Run", status: str) -> None:
     say(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
     say(f" ({summary['chars_per_second']:,.0f} characters/s, {summary['peak_memory_mb']:,.0f} MB)")
     if best:
-        windowed, streaming = best["val/loss"], best["val/loss_streaming"]
-        say(f"best validation loss: {windowed:.4f} nats/char windowed, {streaming:.4f} streaming")
+        say(f"best validation loss: {best['val/loss']:.4f} nats/char windowed", end="")
+        say(f", {best['val/loss_streaming']:.4f} streaming" if "val/loss_streaming" in best else "", end="")
+        say(f"; accuracy {best['val/accuracy']:.2%}" if "val/accuracy" in best else "")
     say(f"the run is in {run.path}")
     if status == "finished":
         say(f"write text:    python generate.py {run.path}\ncompare runs:  python -m lm.compare {run.path.parent}/*")

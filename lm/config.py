@@ -19,8 +19,22 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 MixerName = Literal["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"]
 
 
+COPYING = "selective_copying"
+"""The data.corpus that is no text: `lm.copying`."""
+
+
 class UserError(Exception):
     """A mistake of the user's: shown as one line on stderr, exit code 2, no traceback."""
+
+
+@dataclass
+class CopyingOptions:
+    """The problems of data.corpus selective_copying; each fills data.context."""
+
+    tokens: int = 16
+    """selective_copying: characters to remember, and to repeat at the end"""
+    vocabulary: int = 16
+    """selective_copying: characters in all, the noise and the mark of an answer included"""
 
 
 @dataclass
@@ -28,7 +42,8 @@ class DataConfig:
     """What is trained on."""
 
     corpus: str = "tiny_shakespeare"
-    """tiny_shakespeare, shakespeare, a text file, folder or glob, or the id of a data set on the Hub"""
+    """tiny_shakespeare, shakespeare, a text file, folder or glob, or the id of a data set on the Hub; or the synthetic
+    task selective_copying"""
     context: int = 128
     """characters that a training sequence has, and a window of the windowed validation loss"""
     batch_size: int = 12
@@ -41,6 +56,8 @@ class DataConfig:
     """split to take (Hub corpora; default: all, in their order)"""
     revision: str | None = None
     """revision of the data set (Hub corpora)"""
+    copying: CopyingOptions = field(default_factory=CopyingOptions)
+    """the task selective_copying"""
 
 
 @dataclass
@@ -74,8 +91,8 @@ class ModelConfig:
     """channels of the residual stream"""
     layers: int = 3
     """number of blocks"""
-    mlp: Literal["relu2", "gelu", "swiglu"] = "relu2"
-    """activation of the MLP"""
+    mlp: Literal["relu2", "gelu", "swiglu", "none"] = "relu2"
+    """activation of the MLP, or none for blocks without one"""
     mlp_expansion: float = 4.0
     """hidden channels of the MLP as a multiple of the width (swiglu takes two thirds of it: equal parameters)"""
     dropout: float = 0.0
@@ -271,7 +288,8 @@ DEFAULT_LR = {"muon": 0.01, "adamw": 0.002}
 BUDGETS = ("max_steps", "max_minutes")
 AT_LEAST_ONE = (
     "data.context data.batch_size model.width model.layers trainer.max_steps trainer.accumulate trainer.devices "
-    "trainer.num_nodes eval.every log.every model.options.heads model.options.window model.options.d_state"
+    "trainer.num_nodes eval.every log.every data.copying.tokens model.options.heads model.options.window "
+    "model.options.d_state"
 ).split()
 AT_LEAST_ZERO = (
     "seed optim.weight_decay optim.warmup_steps optim.clip eval.sample_chars model.options.convolution".split()
@@ -382,6 +400,8 @@ def _check_together(config: Config) -> None:
             f"data.batch_size {data.batch_size} cannot be cut into {parts} equal parts "
             "(trainer.accumulate x trainer.devices x trainer.num_nodes)"
         )
+    if data.sampling == "streams" and data.corpus == COPYING:
+        raise UserError("data.sampling streams needs a text; selective_copying has problems, each from a zero state")
     if data.sampling == "streams" and trainer.devices * trainer.num_nodes > 1:
         raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
     if config.name is not None and not re.fullmatch(r"\w[\w.+=-]{0,99}", config.name):

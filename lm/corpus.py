@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.config import DataConfig, UserError
+from lm.config import COPYING, DataConfig, UserError
+from lm.copying import Copying
 from lm.tokenizer import CharTokenizer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -30,6 +31,9 @@ class Corpus:
     ids: np.ndarray
     tokenizer: CharTokenizer
 
+    def __str__(self) -> str:
+        return f"{len(self.ids):,} characters, {len(self.tokenizer) - 1} distinct"
+
     @property
     def train(self) -> np.ndarray:
         """The first 90 % of the characters."""
@@ -39,6 +43,11 @@ class Corpus:
     def validation(self) -> np.ndarray:
         """The last 10 %."""
         return self.ids[int(0.9 * len(self.ids)) :]
+
+
+def load(config: DataConfig) -> Corpus | Copying:
+    """What `data.corpus` names: a corpus, or the task selective_copying."""
+    return Copying.of(config) if config.corpus == COPYING else load_corpus(config)
 
 
 def load_corpus(config: DataConfig) -> Corpus:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 Piece = tuple[np.ndarray, np.ndarray]
-"""Inputs and targets, both (B, T) int64; each target is the character after its input."""
+"""Inputs and targets, both (B, T) int64; in a text, each target is the character after its input."""
 
 
 def random_windows(ids: np.ndarray, context: int, seed: int, step: int, rows: range) -> Piece:

@@ -6,19 +6,21 @@
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lm.config import DataConfig, Parser, UserError
+from lm.config import COPYING, DataConfig, Parser, UserError
+from lm.copying import IGNORED, Copying
 from lm.data import Piece, stream, windows
 from lm.model import LanguageModel
 
 
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood in float32; logits (B, T, V) of any type, targets (B, T)."""
+    """Mean negative log-likelihood in float32; logits (B, T, V) of any type, targets (B, T), -100 ignored."""
     return cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
@@ -64,6 +66,11 @@ def _print_losses(run: str, corpus: str | None, contexts: list[int] | None) -> N
     from lm.run import load_with_config
 
     model, tokenizer, config = load_with_config(run)
+    if config.data.corpus == COPYING:
+        if corpus is not None:
+            raise UserError(f"--corpus: {run} was trained on {COPYING}, not on text")
+        _print_copying(model, config.data, contexts or [config.data.context])
+        return
     data = config.data if corpus is None else DataConfig(corpus=corpus, context=1)
     text = load_corpus(data)
     ids = text.validation
@@ -74,6 +81,26 @@ def _print_losses(run: str, corpus: str | None, contexts: list[int] | None) -> N
             raise UserError(f"contexts: {context} is not between 1 and {len(ids) - 1}")
         _print_loss(f"windowed {context}", windowed_loss(model, ids, context))
     _print_loss("streaming", streaming_loss(model, ids))
+
+
+@torch.inference_mode()
+def copying_accuracy(model: LanguageModel, problems: Copying) -> tuple[float, float]:
+    """Mean loss and share of right answers over the held-out problems."""
+    totals = torch.zeros(3)
+    for piece in problems.validation():
+        x, y = (torch.from_numpy(part).to(model.head.weight.device) for part in piece)
+        logits, _ = model(x)
+        count = (y != IGNORED).sum().item()
+        right = (logits.argmax(-1) == y).sum().item()
+        totals += torch.tensor([nll(logits, y).item() * count, right, count])
+    loss, right, count = totals.tolist()
+    return loss / count, right / count
+
+
+def _print_copying(model: LanguageModel, config: DataConfig, contexts: list[int]) -> None:
+    for context in contexts:
+        loss, accuracy = copying_accuracy(model, Copying.of(replace(config, context=context)))
+        print(f"context {context:<8} {loss:.4f} nats/answer  {accuracy:.2%} right", flush=True)
 
 
 def _print_loss(name: str, loss: float) -> None:

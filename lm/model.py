@@ -38,13 +38,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Two residual lines: a mixer over time and an MLP over channels, each behind a norm."""
+    """Two residual lines: a mixer over time and, unless `mlp` is none, an MLP over channels, each behind a norm."""
 
     def __init__(self, mixer: Mixer, config: ModelConfig) -> None:
         super().__init__()
         self.mixer = mixer
-        self.mlp = MLP(config.width, config.mlp_expansion, config.mlp)
-        self.norm_mixer, self.norm_mlp = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
+        self.norm_mixer = nn.RMSNorm(config.width)
+        self.mlp = None if config.mlp == "none" else MLP(config.width, config.mlp_expansion, config.mlp)
+        self.norm_mlp = None if self.mlp is None else nn.RMSNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
     def init_state(self, batch: int) -> State:
@@ -52,13 +53,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         y, state = self.mixer(self.norm_mixer(x), state)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+        return self._add_mlp(x + self.dropout(y)), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.mixer.step(self.norm_mixer(x), state)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+        return self._add_mlp(x + self.dropout(y)), state
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        if self.mlp is None or self.norm_mlp is None:
+            return x
+        return x + self.dropout(self.mlp(self.norm_mlp(x)))
 
 
 class LanguageModel(nn.Module):
@@ -122,7 +126,7 @@ class LanguageModel(nn.Module):
     def flops(self, context: int) -> float:
         """Floating-point operations of the forward pass per character; training takes three times as many."""
         mixers = sum(block.mixer.flops(context) for block in self.blocks)
-        mlps = sum(2.0 * p.numel() for block in self.blocks for p in block.mlp.parameters())
+        mlps = sum(2.0 * p.numel() for block in self.blocks if block.mlp for p in block.mlp.parameters())
         return mixers + mlps + 2.0 * self.head.weight.numel()
 
 

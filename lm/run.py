@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +41,9 @@ VALUES = (
     "lr",
     "grad_norm",
     "chars_per_second",
+    "val/accuracy",
 )
+METRICS_HEAD = ",".join(AXES + VALUES) + "\n"
 PACKAGES = ("torch", "lightning", "torchmetrics", "tokenizers", "datasets", "wandb", "numpy")
 
 
@@ -67,7 +70,7 @@ class Run:
         self.write("environment.json", json.dumps(environment(), indent=2) + "\n")
         self.write("samples.jsonl", "")
         self.write("config.yaml", config.to_yaml())
-        self.write("metrics.csv", ",".join(AXES + VALUES) + "\n")
+        self.write("metrics.csv", METRICS_HEAD)
 
     @classmethod
     def find(cls, name: str, runs: str = "runs") -> "Run":
@@ -123,11 +126,8 @@ class Run:
 
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add a row to metrics.csv with one write, so that a reader or a crash sees whole rows."""
-        line = io.StringIO()
-        csv.DictWriter(line, AXES + VALUES, restval="", lineterminator="\n").writerow(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        )
-        self._append("metrics.csv", line.getvalue())
+        cells = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        self._append("metrics.csv", _csv_row(cells))
 
     def append_sample(self, step: int, prompt: str, text: str) -> None:
         line = json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False)
@@ -139,8 +139,8 @@ class Run:
 
     def cut_back(self, step: int) -> None:
         """Forget the rows and samples after a step, and what a crash left of a row: the run goes on from there."""
-        header, *rows = self._lines("metrics.csv")
-        self.write("metrics.csv", "".join([header, *(row for row in rows if int(row.split(",")[0]) <= step)]))
+        rows = [row for row in csv.DictReader(self._lines("metrics.csv")) if int(row["step"]) <= step]
+        self.write("metrics.csv", METRICS_HEAD + "".join(map(_csv_row, rows)))
         samples = self._lines("samples.jsonl")
         self.write("samples.jsonl", "".join(line for line in samples if json.loads(line)["step"] <= step))
 
@@ -157,6 +157,13 @@ class Run:
 
     def update_summary(self, **values: Any) -> None:
         self.write("summary.json", json.dumps(self.summary() | values, indent=2) + "\n")
+
+
+def _csv_row(cells: Mapping[str, object]) -> str:
+    """A line of metrics.csv, under today's columns whatever those of the program were that began the run."""
+    line = io.StringIO()
+    csv.DictWriter(line, AXES + VALUES, restval="", extrasaction="ignore", lineterminator="\n").writerow(cells)
+    return line.getvalue()
 
 
 def save_atomically(checkpoint: dict[str, Any], path: Path) -> None:

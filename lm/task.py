@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from lm.config import Config, TrainerConfig
+from lm.config import COPYING, Config, TrainerConfig
+from lm.copying import IGNORED, Copying
 from lm.corpus import Corpus
-from lm.data import random_windows, stream, streams, windows
+from lm.data import Piece, random_windows, stream, streams, windows
 from lm.evaluate import nll
 from lm.model import LanguageModel, ModelState
 from lm.optim import lr_factor, make_optimizer
@@ -53,7 +55,7 @@ class Clock:
 
 
 class Task(pl.LightningModule):
-    """Next-character prediction.
+    """Next-character prediction, or the answers of a synthetic task; targets that are IGNORED count for nothing.
 
     Args:
         model: what is trained.
@@ -66,7 +68,8 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model, self.config, self.characters, self.clock = model, config, characters, clock
         self.val_loss, self.val_streaming = MeanMetric(), MeanMetric()
-        self.val_perplexity = Perplexity()
+        self.val_perplexity = Perplexity(ignore_index=IGNORED)
+        self.val_accuracy = MulticlassAccuracy(len(characters) + 1, average="micro", ignore_index=IGNORED)
         self.grad_norm = torch.zeros(())
         self.carried: dict[int, ModelState] = {}  # state after each part of the last batch, with data.sampling streams
         self._streaming_state: ModelState | None = None
@@ -105,22 +108,28 @@ class Task(pl.LightningModule):
         """Loader 0: windows, each from the initial state. Loader 1: the split as one sequence."""
         x, y = batch
         logits, state = self.model(x, self._streaming_state if dataloader_idx else None)
+        weight = (y != IGNORED).sum()
         if dataloader_idx:
             self._streaming_state = state
-            self.val_streaming.update(nll(logits, y), weight=y.numel())
+            self.val_streaming.update(nll(logits, y), weight=weight)
         else:
-            self.val_loss.update(nll(logits, y), weight=y.numel())
+            self.val_loss.update(nll(logits, y), weight=weight)
             self.val_perplexity.update(logits.float(), y)
+            if self.config.data.corpus == COPYING:
+                self.val_accuracy.update(logits.flatten(0, 1), y.flatten())
 
     def validation_results(self) -> dict[str, float]:
         """The metrics of the validation that has just ended, over all devices; resets them."""
-        metrics = (self.val_loss, self.val_streaming, self.val_perplexity)
-        loss, streaming, perplexity = (metric.compute().item() for metric in metrics)
-        for metric in metrics:
+        metrics = {
+            "val/loss": self.val_loss,
+            "val/loss_streaming": self.val_streaming,
+            "val/perplexity": self.val_perplexity,
+            "val/accuracy": self.val_accuracy,
+        }
+        results = {name: metric.compute().item() for name, metric in metrics.items() if metric.update_called}
+        for metric in metrics.values():
             metric.reset()
-        bpc = loss / float(np.log(2))
-        names = ("val/loss", "val/loss_streaming", "val/bpc", "val/perplexity")
-        return dict(zip(names, (loss, streaming, bpc, perplexity), strict=True))
+        return results | {"val/bpc": results["val/loss"] / float(np.log(2))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config.to_yaml()
@@ -138,8 +147,8 @@ class Task(pl.LightningModule):
 class Batches(IterableDataset):
     """The parts of each step's batch that fall to this device, from the step at which training stands, for ever."""
 
-    def __init__(self, ids: np.ndarray, config: Config, trainer: pl.Trainer) -> None:
-        self.ids, self.config, self.trainer = ids, config, trainer
+    def __init__(self, corpus: Corpus | Copying, config: Config, trainer: pl.Trainer) -> None:
+        self.corpus, self.config, self.trainer = corpus, config, trainer
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         data, parts = self.config.data, self.config.trainer.accumulate
@@ -155,26 +164,34 @@ class Batches(IterableDataset):
 
     def _rows(self, step: int, rows: range) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
         data, seed = self.config.data, self.config.seed
+        if isinstance(self.corpus, Copying):
+            return self.corpus.batch(seed, step, rows), True
         if data.sampling == "streams":
-            return streams(self.ids, data.context, seed, step, rows, data.batch_size)
-        return random_windows(self.ids, data.context, seed, step, rows), True
+            return streams(self.corpus.train, data.context, seed, step, rows, data.batch_size)
+        return random_windows(self.corpus.train, data.context, seed, step, rows), True
 
 
 class CorpusDataModule(pl.LightningDataModule):
-    """Training batches by step, and the two readings of the validation split."""
+    """Training batches by step, and the two readings of the validation split; of a synthetic task, its held-out set."""
 
-    def __init__(self, corpus: Corpus, config: Config) -> None:
+    def __init__(self, corpus: Corpus | Copying, config: Config) -> None:
         super().__init__()
         self.corpus, self.config = corpus, config
 
     def train_dataloader(self) -> Batches:
         assert self.trainer is not None
-        return Batches(self.corpus.train, self.config, self.trainer)
+        return Batches(self.corpus, self.config, self.trainer)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Windows are dealt out to the devices; the stream is one sequence, which every device reads whole."""
         assert self.trainer is not None
-        dealt: Any = list(windows(self.corpus.validation, self.config.data.context))
-        dealt = dealt[self.trainer.global_rank :: self.trainer.world_size]
+        if isinstance(self.corpus, Copying):
+            return [self._deal(self.corpus.validation())]
         whole: Any = list(stream(self.corpus.validation))
-        return [DataLoader(pieces, batch_size=None) for pieces in (dealt, whole)]
+        dealt = windows(self.corpus.validation, self.config.data.context)
+        return [self._deal(dealt), DataLoader(whole, batch_size=None)]
+
+    def _deal(self, pieces: Iterator[Piece]) -> DataLoader:
+        assert self.trainer is not None
+        mine: Any = list(pieces)[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(mine, batch_size=None)

@@ -14,10 +14,14 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from tqdm import tqdm
 
+from lm.config import COPYING
 from lm.run import Run, alias, read_checkpoint, save_atomically
 from lm.sampling import generate
 from lm.task import Task
 from lm.tokenizer import CharTokenizer
+
+BETTER = {"val/loss": min, "val/loss_streaming": min, "val/accuracy": max}
+"""What the summary keeps the best of, where there is such a value."""
 
 
 class Diverged(Exception):
@@ -104,8 +108,9 @@ class Recorder(Callback):
         values = self.task.validation_results()
         self.require_sane(values["val/loss"], "validation", trainer.global_step)
         self._write(trainer, values)
-        for name in ("val/loss", "val/loss_streaming"):
-            self.best[name] = min(values[name], self.best.get(name, math.inf))
+        for name, better in BETTER.items():
+            if name in values:
+                self.best[name] = better(values[name], self.best.get(name, values[name]))
         if trainer.is_global_zero:
             self._sample(trainer)
             self.write_summary(trainer, "running")
@@ -129,7 +134,7 @@ class Recorder(Callback):
     def _sample(self, trainer: pl.Trainer) -> None:
         """Continue the prompt with a generator of its own: training's randomness stays as it is."""
         settings = self.task.config.eval
-        if not settings.sample_chars:
+        if not settings.sample_chars or self.task.config.data.corpus == COPYING:
             return
         prompt = settings.prompt if not self.tokenizer.missing(settings.prompt) else ""
         step, seed = trainer.global_step, self.task.config.seed
@@ -270,6 +275,7 @@ class ProgressBar(pl.callbacks.ProgressBar):
         parts = [f"step {step}"]
         parts += [f"loss {latest['train/loss']:.3f}"] if "train/loss" in latest else []
         parts += [f"val {latest['val/loss']:.3f}"] if "val/loss" in latest else []
+        parts += [f"accuracy {latest['val/accuracy']:.1%}"] if "val/accuracy" in latest else []
         parts += [f"{latest['chars_per_second'] / 1000:.1f}k chars/s"] if "chars_per_second" in latest else []
         if progress > 0:
             left = seconds * (1 - progress) / progress

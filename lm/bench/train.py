@@ -74,6 +74,7 @@ def copy_weights(ours: LanguageModel, theirs: Any) -> None:
         mixer.projection.weight.copy_(torch.cat(cell.to_hidden_and_gate.weight.chunk(2)[::-1]))
         mixer.down.weight.copy_(cell.to_out.weight)
         block.norm_mixer.weight.copy_(norm.weight)
+        assert block.mlp and block.norm_mlp
         block.norm_mlp.weight.copy_(mlp_norm.weight)
         block.mlp.up.weight.copy_(mlp[0].weight)
         block.mlp.down.weight.copy_(mlp[2].weight)

@@ -10,10 +10,12 @@ const CURVES = {
   both: "loss, training faint",
   "val/bpc": "bits per character",
   "val/perplexity": "perplexity",
+  "val/accuracy": "accuracy",
 };
 const RESULTS = [
   ["val/loss", "val loss"],
   ["val/loss_streaming", "streaming"],
+  ["val/accuracy", "accuracy"],
   ["bits_per_char", "bits/char"],
   ["best_step", "at step"],
   ["best_seconds", "after s"],

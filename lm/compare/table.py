@@ -118,6 +118,7 @@ MEASURES: dict[str, Getter] = {
     "parameters": lambda run: run.number("parameters"),
     "val/loss": lambda run: best(run, "val/loss").loss,
     "val/loss_streaming": lambda run: best(run, "val/loss_streaming").loss,
+    "val/accuracy": lambda run: max(run.points("val/accuracy")[1], default=NAN),
     "bits_per_char": lambda run: best(run, "val/loss").loss / math.log(2),
     "best_step": lambda run: best(run, "val/loss").step,
     "best_seconds": lambda run: best(run, "val/loss").train_seconds,
@@ -187,6 +188,8 @@ NOT_COMPARABLE = {
     "data.column": "not comparable, the corpora differ",
     "data.split": "not comparable, the corpora differ",
     "data.revision": "not comparable, the corpora differ",
+    "data.copying.tokens": "not comparable, the problems differ",
+    "data.copying.vocabulary": "not comparable, the problems differ",
     "data.context": "windowed losses are not comparable (compare the streaming ones)",
 }
 """Options in which runs should not differ, and what follows where they do."""

@@ -134,8 +134,10 @@ function sortedLines() {
 }
 
 function drawResults() {
-  const columns = [["label", "run"], ...RESULTS];
   const all = sortedLines();
+  const has = (line, key) => key === "mixer" || key === "status" || line.row[key].mean !== null;
+  const results = RESULTS.filter(([key]) => all.some((line) => has(line, key)));
+  const columns = [["label", "run"], ...results];
   const head = columns.map(([key, title]) => {
     const th = el(
       "th",
@@ -151,7 +153,7 @@ function drawResults() {
       "tr",
       {},
       heading(line),
-      ...RESULTS.map(([key]) => {
+      ...results.map(([key]) => {
         if (key === "mixer" || key === "status") return el("td", { className: "left" }, line[key]);
         const { mean, spread } = line.row[key];
         const format = key.startsWith("val/") || key === "bits_per_char" ? fixed : short;

@@ -8,6 +8,7 @@ RESULTS = {
     "params": "parameters",
     "val loss": "val/loss",
     "streaming": "val/loss_streaming",
+    "accuracy": "val/accuracy",
     "bits/char": "bits_per_char",
     "at step": "best_step",
     "after s": "best_seconds",
@@ -61,13 +62,14 @@ def name(group: Group) -> str:
 
 
 def results(groups: list[Group]) -> list[str]:
-    """The table of runs, best first."""
+    """The table of runs, best first; without the columns that none of them has."""
     stats = [(item, {key: item.stat(get) for key, get in MEASURES.items()}) for item in groups]
     stats.sort(key=lambda row: (math.isnan(row[1]["val/loss"].mean), row[1]["val/loss"].mean))
-    rows = [["run", "mixer", *RESULTS, "status"]]
+    shown = {head: key for head, key in RESULTS.items() if any(math.isfinite(row[key].mean) for _, row in stats)}
+    rows = [["run", "mixer", *shown, "status"]]
     for item, row in stats:
         status = ", ".join(dict.fromkeys(run.status for run in item.runs))
-        rows.append([name(item), item.runs[0].mixer, *(_cell(row[key], key) for key in RESULTS.values()), status])
+        rows.append([name(item), item.runs[0].mixer, *(_cell(row[key], key) for key in shown.values()), status])
     return align(rows)
 
 
