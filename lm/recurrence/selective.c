@@ -14,8 +14,8 @@
 enum {
     CHUNK = 32,  /* steps between two states that are kept */
     WIDTH = 64,  /* channels of a block, at most: its states of a chunk stay in the second-level cache */
-    VECTOR = 16, /* a block's width is a multiple of this */
-    PIECES = 32, /* where the call is large enough; a constant, for the sums to be cut alike everywhere */
+    VECTOR = 32, /* a block's width is a multiple of this */
+    PIECES = 8,  /* where the call is large enough; a constant, for the sums to be cut alike everywhere */
 };
 
 typedef struct {
@@ -92,7 +92,7 @@ INLINE float *start_of(const call *c, const piece *p, int64_t chunk) {
 /* ---- rows ---- */
 
 /* Step sizes dt and inputs dt u of a row. */
-static void prepare(const call *c, const piece *p, int64_t t, float *restrict dt, float *restrict x) {
+INLINE void prepare(const call *c, const piece *p, int64_t t, float *restrict dt, float *restrict x) {
     float u_buffer[WIDTH], delta_buffer[WIDTH];
     const int n = p->n;
     const float *u = read(c->type, at(c->u, c->type, p->b, t, p->d), n, u_buffer);
@@ -103,7 +103,7 @@ static void prepare(const call *c, const piece *p, int64_t t, float *restrict dt
     }
 }
 
-static void forward_row(const call *c, const piece *p, int64_t t, const float *restrict A, float *restrict h,
+INLINE void forward_row(const call *c, const piece *p, int64_t t, const float *restrict A, float *restrict h,
                         float *restrict shared) {
     float dt[WIDTH], x[WIDTH], u_buffer[WIDTH], y_buffer[WIDTH];
     const int n = p->n, N = c->N;
@@ -125,7 +125,7 @@ static void forward_row(const call *c, const piece *p, int64_t t, const float *r
 }
 
 /* The same steps again for backward: keeps exp(dt A) and the state after the step. */
-static void repeat_row(const call *c, const piece *p, int64_t t, const float *restrict A, const float *restrict dt,
+INLINE void repeat_row(const call *c, const piece *p, int64_t t, const float *restrict A, const float *restrict dt,
                        const float *restrict x, const float *restrict previous, float *restrict h,
                        float *restrict decay, float *restrict shared) {
     const int n = p->n, N = c->N;
@@ -148,7 +148,7 @@ typedef struct {
 } workspace;
 
 /* On entry state is the gradient that reaches h_t from h_{t+1}, on exit what h_t passes on to h_{t-1}. */
-static void backward_row(const call *c, const sums *total, const piece *p, int64_t t, const workspace *w) {
+INLINE void backward_row(const call *c, const sums *total, const piece *p, int64_t t, const workspace *w) {
     float u_buffer[WIDTH], delta_buffer[WIDTH], y_buffer[WIDTH], du_buffer[WIDTH], ddelta_buffer[WIDTH];
     float dx[WIDTH], ddt[WIDTH];
     const int type = c->type, n = p->n, N = c->N, k = t % CHUNK, size = N * WIDTH;
@@ -196,7 +196,7 @@ static int64_t workspace_size(const call *c) {
     return c->backward ? (4 + 2 * CHUNK) * block + (2 * CHUNK + 1) * WIDTH + 2 * c->N : 2 * block + 2 * c->N;
 }
 
-static void forward_piece(const call *c, const piece *p, float *memory) {
+INLINE void forward_piece(const call *c, const piece *p, float *memory) {
     float *A = memory, *h = A + c->N * WIDTH, *shared = h + c->N * WIDTH;
     gather(A, c->A + p->d, c->D, c->N, p->n);
     gather(h, state_in(c, c->first, p), c->D, c->N, p->n);
@@ -207,7 +207,7 @@ static void forward_piece(const call *c, const piece *p, float *memory) {
     scatter((float *)state_in(c, c->last, p), h, c->D, c->N, p->n);
 }
 
-static void backward_piece(const call *c, const sums *total, const piece *p, float *memory) {
+INLINE void backward_piece(const call *c, const sums *total, const piece *p, float *memory) {
     const int64_t size = c->N * WIDTH;
     workspace w = {.A = memory};
     w.state = w.A + size, w.grad_A = w.state + size, w.h = w.grad_A + size, w.decay = w.h + (CHUNK + 1) * size;
@@ -230,6 +230,11 @@ static void backward_piece(const call *c, const sums *total, const piece *p, flo
     scatter((float *)state_in(c, c->last, p), w.state, c->D, c->N, p->n);
     scatter(total->A + p->b * c->N * c->D + p->d, w.grad_A, c->D, c->N, p->n);
     memcpy(total->skip + p->b * c->D + p->d, w.grad_skip, p->n * sizeof(float));
+}
+
+INLINE void work(const call *c, const sums *total, piece p, float *memory) {
+    if (c->backward) backward_piece(c, total, &p, memory);
+    else forward_piece(c, &p, memory);
 }
 
 /* ---- the call ---- */
@@ -299,9 +304,10 @@ int selective_scan(const call *c) {
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < blocks * c->B; i++) {
             const int64_t block = i % blocks, d = block * width;
-            const piece p = {i / blocks, block, d, clamp(c->D - d, 0, width)};
-            if (memory && c->backward) backward_piece(c, &total, &p, memory);
-            else if (memory) forward_piece(c, &p, memory);
+            const int n = clamp(c->D - d, 0, width);
+            if (!memory) continue;
+            if (n == WIDTH) work(c, &total, (piece){i / blocks, block, d, WIDTH}, memory); /* loops without remainders */
+            else work(c, &total, (piece){i / blocks, block, d, n}, memory);
         }
         if (c->backward) add_up_all(c, &total);
         free(memory);
