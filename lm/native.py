@@ -37,9 +37,10 @@ def build(source: Path) -> ctypes.CDLL:
 def _build(source: Path) -> ctypes.CDLL:
     compiler, folder = _compiler(), _cache_folder()
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
     problem = ""
     for flags in _flag_sets(source):
-        key = repr((source.read_text(), compiler, version, flags, _cpu()))
+        key = repr((texts, compiler, version, flags, _cpu()))
         path = folder / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
         try:
             if not path.exists():

@@ -39,3 +39,39 @@ def run_train(tmp_path: Path, corpus: Path):
         return tmp_path / name
 
     return call
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skip what needs a compiler where there is none."""
+    from lm.native import BuildError
+    from lm.recurrence import cpu
+
+    try:
+        cpu.library()
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["portable", "native"])
+def backend(request, monkeypatch) -> str:
+    """Each backend in turn, its outputs poisoned with NaN before it writes them."""
+    import torch
+
+    if request.param == "native":
+        request.getfixturevalue("compiler")
+    monkeypatch.setenv("LM_BACKEND", request.param)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads():
+    import torch
+
+    """Set the number of threads for one test: with more of them, more and smaller pieces."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -19,35 +19,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 LENGTHS = [1, 2, 63, 257, 1000]
 WIDTHS = [1, 3, 24, 130]
 PARTS = {"linear_scan": 2, "mingru_scan": 2, "minlstm_scan": 3}
-
-
-@pytest.fixture
-def compiler() -> None:
-    """Skip what needs a compiler where there is none."""
-    try:
-        cpu.library()
-    except native.BuildError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["portable", "native"])
-def backend(request, monkeypatch) -> str:
-    """Each backend in turn, its outputs poisoned with NaN before it writes them."""
-    if request.param == "native":
-        request.getfixturevalue("compiler")
-    monkeypatch.setenv("LM_BACKEND", request.param)
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield request.param
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """Set the number of threads for one test: with more of them, more and smaller pieces."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def inputs_of(name: str, B: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

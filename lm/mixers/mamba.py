@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from lm.mixers.base import CausalConvolution, Mixer, State
-from lm.recurrence import linear_scan
-
-CHUNK = 32
-"""Steps whose states (B, CHUNK, N, E) are in memory at a time."""
+from lm.recurrence import selective_scan
 
 
 class Mamba(Mixer):
@@ -64,9 +61,9 @@ class Mamba(Mixer):
         if self.convolution is not None:
             u, past[0] = self.convolution(u, past[0])
         u = silu(u)
-        y, h = selective_scan(u, *self.select(u), self.A_log, h)
-        y = torch.addcmul(y, u, self.skip).to(x.dtype) * silu(gate)
-        return self.output(y), (h, *past)
+        delta, B, C = self.select(u)
+        y, h = selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)
+        return self.output(y * silu(gate)), (h, *past)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, *past = state
@@ -75,80 +72,17 @@ class Mamba(Mixer):
             y, past[0] = self.convolution(u[:, None], past[0])
             u = y[:, 0]
         u = silu(u)
-        dt, B, C = self.select(u)
-        with torch.autocast(x.device.type, enabled=False):
-            a, b = discretise(u.float(), dt, B, self.A_log)
-            h = a * h + b
+        delta, B, C = (v.float() for v in self.select(u))
+        dt = softplus(delta)
+        h = torch.exp(dt[:, None] * -self.A_log.exp()) * h + B[..., None] * (dt * u)[:, None]
         y = torch.addcmul((C[..., None] * h).sum(-2), u, self.skip).to(x.dtype) * silu(gate)
         return self.output(y), (h, *past)
 
     def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What depends on the input u (..., E): step sizes dt (..., E), B and C (..., N)."""
+        """What depends on the input u (..., E): delta (..., E), the step sizes before softplus, B and C (..., N)."""
         dt, B, C = self.selection(u).split([self.rank, self.d_state, self.d_state], dim=-1)
-        return softplus(self.dt(dt).float()), B.float(), C.float()
+        return self.dt(dt), B, C
 
     def flops(self, context: int) -> float:
         """Of each of the N * E numbers of state: 2 (counted as A_log's) for exp(dt A), 1 for B, 2 for h, 2 for C."""
         return super().flops(context) + 5.0 * self.A_log.numel()
-
-
-def discretise(u: Tensor, dt: Tensor, B: Tensor, A_log: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b of h_t = a_t h_{t-1} + b_t, both (..., N, E): zero-order hold for A, Euler for B, as in Mamba's code.
-
-    u, dt (..., E), B (..., N), A_log (N, E). The outer product is a matrix product because its gradient, two sums over
-    (..., N, E), then is one too.
-    """
-    a = torch.exp(dt[..., None, :] * -A_log.exp())
-    return a, B[..., None] @ (dt * u)[..., None, :]
-
-
-def selective_scan(u: Tensor, dt: Tensor, B: Tensor, C: Tensor, A_log: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """C_t h_t for all t (batch, T, E), and the last h, in float32.
-
-    Args:
-        u, dt: (batch, T, E). B, C: (batch, T, N). A_log: (N, E). h: (batch, N, E).
-    """
-    with torch.autocast(u.device.type, enabled=False):
-        return SelectiveScan.apply(u.float(), dt, B, C, A_log, h)
-
-
-class SelectiveScan(torch.autograd.Function):
-    """The selective scan without keeping its states, which are N times as large as anything else.
-
-    They exist for one chunk of time at a time: forward keeps the state in which each chunk starts, and backward
-    computes the others again from it.
-    """
-
-    @staticmethod
-    def forward(ctx, u, dt, B, C, A_log, h):
-        y = torch.empty_like(u)  # whole from the start: pieces would come to lie between the chunks' large buffers
-        starts = h.new_empty(-(-u.shape[1] // CHUNK), *h.shape)
-        cuts = [x.split(CHUNK, dim=1) for x in (u, dt, B, C, y)]
-        for start, u_k, dt_k, B_k, C_k, y_k in zip(starts, *cuts, strict=True):
-            start.copy_(h)
-            y_part, h = _scan_chunk(u_k, dt_k, B_k, C_k, A_log, h)
-            y_k.copy_(y_part)
-        ctx.save_for_backward(u, dt, B, C, A_log, starts)
-        return y, h
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_y, grad_h):
-        *sequences, A_log, starts = ctx.saved_tensors
-        grads, grad_A_log = [torch.empty_like(x) for x in sequences], torch.zeros_like(A_log)
-        cuts = [x.split(CHUNK, dim=1) for x in (*sequences, grad_y, *grads)]
-        for start, *chunk in reversed(list(zip(starts, *cuts, strict=True))):
-            inputs = [x.detach().requires_grad_() for x in (*chunk[:4], A_log, start)]
-            with torch.enable_grad():
-                outputs = _scan_chunk(*inputs)
-            *parts, grad_A_log_part, grad_h = torch.autograd.grad(outputs, inputs, (chunk[4], grad_h))
-            for grad, part in zip(chunk[5:], parts, strict=True):
-                grad.copy_(part)
-            grad_A_log += grad_A_log_part
-        return *grads, grad_A_log, grad_h
-
-
-def _scan_chunk(u: Tensor, dt: Tensor, B: Tensor, C: Tensor, A_log: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = discretise(u, dt, B, A_log)  # (batch, K, N, E)
-    h, last = linear_scan(a.flatten(2), b.flatten(2), h0.flatten(1))
-    return (C[:, :, None] @ h.view_as(b)).squeeze(2), last.view_as(h0)

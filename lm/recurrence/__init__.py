@@ -1,11 +1,12 @@
 """h_t = a_t h_{t-1} + b_t: the one operation everything rests on.
 
-Three functions, each registered with `torch.library` so that autograd, autocast and torch.compile see one opaque
+Four functions, each registered with `torch.library` so that autograd, autocast and torch.compile see one opaque
 operation with its own backward. All take and return the state explicitly:
 
     linear_scan(a, b, h0)         h_t = a_t h_{t-1} + b_t
     mingru_scan(projection, h0)   z = sigmoid(k), h_t = (1 - z_t) h_{t-1} + z_t g(c_t)
     minlstm_scan(projection, h0)  the same with k = softplus(-f) - softplus(-i)
+    selective_scan(u, ...)        N numbers of state a channel, a = exp(dt A), b = dt B u: Mamba's
 
 Sequences are (B, T, D), states (B, D). `h` comes back in the type of the input; the state `h_last`, and everything
 inside, is float32 (float64 for float64 inputs) whatever the input's type, autocast included.
@@ -22,15 +23,15 @@ import torch
 from torch import Tensor
 
 from lm.native import BuildError
-from lm.recurrence import cpu, portable
+from lm.recurrence import cpu, portable, selective
 
-__all__ = ["linear_scan", "mingru_scan", "minlstm_scan"]
+__all__ = ["linear_scan", "mingru_scan", "minlstm_scan", "selective_scan"]
 
 BACKENDS = ("auto", "portable", "native", "triton")
 
 
-def kernels(x: Tensor) -> ModuleType:
-    """The module whose kernels serve x: the one place where a backend is chosen.
+def kernels(x: Tensor, native: ModuleType = cpu) -> ModuleType:
+    """The module whose kernels serve x, `native` on a CPU: the one place where a backend is chosen.
 
     The environment variable LM_BACKEND overrules it: `portable`; `native`, the kernels of the tensor's device, which
     fails where `auto` would fall back; or `triton`, on a CPU too (in Triton's interpreter: TRITON_INTERPRET=1).
@@ -43,13 +44,13 @@ def kernels(x: Tensor) -> ModuleType:
     if backend == "portable" or x.device.type != "cpu" or x.dtype not in cpu.TYPES:
         return portable
     try:
-        cpu.library()
+        native.library()
     except BuildError as error:
         if backend == "native":
             raise
         _warn_once(f"{error}; the slower plain torch path serves")
         return portable
-    return cpu
+    return native
 
 
 @functools.cache
@@ -112,6 +113,52 @@ def minlstm_scan(projection: Tensor, h0: Tensor | None = None) -> tuple[Tensor, 
     """
     _check("minlstm_scan", projection, projection.shape[-1] / 3, h0)
     return _minlstm(projection, _state(projection, h0))
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mamba's selective scan (arXiv 2312.00752, algorithm 2): N numbers of state for every channel.
+
+        dt_t = softplus(delta_t)    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t    y_t = C_t h_t + skip u_t
+
+    Zero-order hold for A, Euler for B, as in Mamba's code. Backward computes the states again, a few at a time:
+    those of all steps, (B, T, N, D), are never in memory.
+
+    Args:
+        u, delta: (B, T, D), T >= 1: the input, and the step size before its softplus.
+        A: (N, D), never positive. skip: (D). float32, or float64 if u is.
+        B, C: (B, T, N), shared by the channels; u, delta, B and C are of one type.
+        h0: (B, N, D), the state before the first step; zero by default.
+
+    Returns:
+        y (B, T, D) in u's type, and h_last (B, N, D), never narrower than float32.
+    """
+    _check_selective(u, delta, A, B, C, skip, h0)
+    wide = portable.compute_type(u)
+    y, h_last, _ = _selective(u, delta, A.to(wide), B, C, skip.to(wide), _state(u, h0))
+    return y, h_last
+
+
+def _check_selective(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None
+) -> None:
+    if u.dim() != 3 or u.shape[1] < 1 or A.dim() != 2 or A.shape[0] < 1:
+        raise ValueError(f"selective_scan cannot read u of shape {tuple(u.shape)} with A of {tuple(A.shape)}")
+    (batch, T, D), N = u.shape, A.shape[0]
+    wanted = {
+        "delta": (batch, T, D),
+        "A": (N, D),
+        "B": (batch, T, N),
+        "C": (batch, T, N),
+        "skip": (D,),
+        "h0": (batch, N, D),
+    }
+    for (name, shape), x in zip(wanted.items(), (delta, A, B, C, skip, h0), strict=True):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"selective_scan needs {name} of shape {shape}, not {tuple(x.shape)}")
+        if x is not None and name in ("delta", "B", "C") and x.dtype != u.dtype:
+            raise ValueError(f"selective_scan needs {name} in u's type, {u.dtype}, not {x.dtype}")
 
 
 def _check(name: str, x: Tensor, width: float, h0: Tensor | None) -> None:
@@ -208,3 +255,54 @@ def _define_cell(name: str, parts: int) -> Callable[[Tensor, Tensor | None], tup
 
 _mingru = _define_cell("mingru_scan", parts=2)
 _minlstm = _define_cell("minlstm_scan", parts=3)
+
+
+@torch.library.custom_op("lm::selective_scan", mutates_args=())
+def _selective(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return kernels(u, selective).selective_forward(u, delta, A, B, C, skip, h0)
+
+
+@torch.library.custom_op("lm::selective_scan_backward", mutates_args=())
+def _selective_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    skip: Tensor,
+    starts: Tensor,
+    grad_y: Tensor,
+    grad_last: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return kernels(u, selective).selective_backward(u, delta, A, B, C, skip, starts, grad_y, grad_last)
+
+
+@_selective.register_fake
+def _(u, delta, A, B, C, skip, h0):
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    return y, A.new_empty((u.shape[0], *A.shape)), A.new_empty(portable.starts_shape(u, A))
+
+
+@_selective_backward.register_fake
+def _(u, delta, A, B, C, skip, starts, grad_y, grad_last):
+    grads = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, A, B, C, skip))
+    return *grads, A.new_empty((u.shape[0], *A.shape))
+
+
+def _keep_selective(ctx, inputs, output) -> None:
+    *kept, h0 = inputs
+    ctx.save_for_backward(*kept, output[2])
+    ctx.has_h0 = h0 is not None
+    ctx.set_materialize_grads(False)  # training leaves h_last alone, and nobody sees the states in between
+
+
+def _selective_gradients(ctx, grad_y: Tensor | None, grad_last: Tensor | None, _: None):
+    u, *kept = ctx.saved_tensors
+    grad_y = torch.zeros_like(u) if grad_y is None else grad_y
+    *grads, grad_h0 = _selective_backward(u, *kept, grad_y, grad_last)
+    return *grads, grad_h0 if ctx.has_h0 else None
+
+
+_selective.register_autograd(_selective_gradients, setup_context=_keep_selective)

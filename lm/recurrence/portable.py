@@ -112,3 +112,80 @@ def cell_backward(
     grad_k = s * (candidate - shift(h.to(s.dtype), h0)) * z * a
     grads = (*_gate_gradients(tuple(gates), grad_k), s * z * slope)
     return torch.cat(grads, dim=-1).to(projection.dtype), a[:, 0] * s[:, 0]
+
+
+CHUNK = 32
+"""Steps of the selective scan whose states (B, CHUNK, N, D) are in memory at a time; selective.c has the same."""
+
+
+def starts_shape(u: Tensor, A: Tensor) -> torch.Size:
+    """Of the states before every CHUNK-th step, kept for backward: (B, ceil(T / CHUNK), N, D)."""
+    return torch.Size([u.shape[0], -(-u.shape[1] // CHUNK), *A.shape])
+
+
+def _chunks(*sequences: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(x.split(CHUNK, dim=1) for x in sequences), strict=True))
+
+
+def _selective_states(dt: Tensor, A: Tensor, B: Tensor, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(dt A) and h of a chunk, both (B, K, N, D); x = dt u."""
+    a = torch.exp(dt[:, :, None] * A)
+    b = B[..., None] @ x[:, :, None]
+    return a, scan(a.flatten(2), b.flatten(2), start.flatten(1)).view_as(a)
+
+
+def selective_forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, h_last, starts) of the selective scan; starts are the states that backward begins with again."""
+    starts, y = A.new_empty(starts_shape(u, A)), torch.empty_like(u, memory_format=torch.contiguous_format)
+    h = A.new_zeros(starts[:, 0].shape) if h0 is None else h0
+    for start, *chunk, y_k in zip(starts.unbind(1), *zip(*_chunks(u, delta, B, C, y), strict=True), strict=True):
+        start.copy_(h)
+        u_k, delta_k, B_k, C_k = (x.to(A.dtype) for x in chunk)
+        dt = softplus(delta_k)
+        _, hs = _selective_states(dt, A, B_k, dt * u_k, h)
+        y_k.copy_((C_k[:, :, None] @ hs).squeeze(2) + u_k * skip)
+        h = hs[:, -1]
+    return y, h.clone(), starts
+
+
+def selective_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    skip: Tensor,
+    starts: Tensor,
+    grad_y: Tensor,
+    grad_last: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Gradients of u, delta, A, B, C, skip and h0, each in its tensor's type and shape."""
+    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C)]
+    grad_A, grad_skip = torch.zeros_like(A), torch.zeros_like(skip)
+    grad_h = torch.zeros_like(starts[:, 0]) if grad_last is None else grad_last
+    chunks = _chunks(u, delta, B, C, grad_y, *grads)
+    for start, chunk in reversed(list(zip(starts.unbind(1), chunks, strict=True))):
+        u_k, delta_k, B_k, C_k, grad_y_k = (x.to(A.dtype) for x in chunk[:5])
+        dt = softplus(delta_k)
+        x = dt * u_k
+        a, h = _selective_states(dt, A, B_k, x, start)
+        grad_b = grad_y_k[:, :, None] * C_k[..., None]  # what reaches h_t from y_t, and then all that reaches it
+        grad_b = scan_adjoint(a.flatten(2), grad_b.flatten(2), grad_h.flatten(1)).view_as(a)
+        grad_a = grad_b * shift(h, start) * a  # of dt A
+        grad_x = (B_k[:, :, None] @ grad_b).squeeze(2)
+        grad_dt = (grad_a * A).sum(2) + grad_x * u_k
+        parts = (
+            grad_x * dt + grad_y_k * skip,
+            grad_dt * torch.sigmoid(delta_k),
+            (grad_b @ x[..., None]).squeeze(-1),
+            (h @ grad_y_k[..., None]).squeeze(-1),
+        )
+        for grad, part in zip(chunk[5:], parts, strict=True):
+            grad.copy_(part)
+        grad_A += (grad_a * dt[:, :, None]).sum((0, 1))
+        grad_skip += (grad_y_k * u_k).sum((0, 1))
+        grad_h = a[:, 0] * grad_b[:, 0]
+    grad_u, grad_delta, grad_B, grad_C = grads
+    return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_skip, grad_h

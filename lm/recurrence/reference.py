@@ -42,6 +42,20 @@ def minlstm_scan(projection: Tensor, h0: Tensor | None = None) -> Scan:
     return linear_scan(f / (f + i), i / (f + i) * g(c), h0)
 
 
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None = None
+) -> Scan:
+    """Mamba's scan (arXiv 2312.00752, algorithm 2), step by step: dt = softplus(delta),
+    h_t = exp(dt A) h_{t-1} + dt B u, y_t = C h_t + skip u. Shapes as in `lm.recurrence.selective_scan`."""
+    h = u.new_zeros(u.shape[0], *A.shape) if h0 is None else h0
+    steps = []
+    for u_t, delta_t, B_t, C_t in zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True):
+        dt = softplus(delta_t)
+        h = torch.exp(dt[:, None] * A) * h + B_t[..., None] * (dt * u_t)[:, None]
+        steps.append((C_t[..., None] * h).sum(1) + skip * u_t)
+    return torch.stack(steps, dim=1), h
+
+
 def log_g(x: Tensor) -> Tensor:
     """log g(x), the form in which the paper uses it."""
     return torch.where(x >= 0, (x.relu() + 0.5).log(), -softplus(-x))

@@ -8,22 +8,13 @@
  * A call is cut into pieces (batch row, block of channels, chunk of time) that threads take from one queue: with many
  * more pieces than threads a core that is busy elsewhere delays little. Within a piece time is the outer loop and the
  * channels are the inner, vectorised one; everything is computed in float32, and nothing but h is kept for backward.
- *
- * The loops are plain C for the compiler to vectorise: no branches in them, no libm.
  */
-#include <float.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "kernel.h"
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-#define LOOP _Pragma("omp simd") for (int j = 0; j < n; j++)
-#define INLINE static inline __attribute__((always_inline))
-
 enum { LINEAR, MINGRU, MINLSTM };
-enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum {
     WIDTH = 512,     /* channels of a block, at most: its rows stay in the first-level cache */
     MIN_WIDTH = 128, /* and at least, where there are as many: narrow columns of a wide tensor are slow to read */
@@ -31,12 +22,6 @@ enum {
     PIECES = 8,      /* per thread, where the call is large enough */
     AHEAD = 4,       /* rows to prefetch: they are too far apart for the hardware to guess */
 };
-
-/* A (B, T, D) tensor with contiguous channels; strides in elements. */
-typedef struct {
-    char *data;
-    int64_t batch, time;
-} view;
 
 typedef struct {
     int32_t kind, type, backward, threads;
@@ -56,93 +41,25 @@ typedef struct {
     int step, n;
 } piece;
 
-/* ---- element types ---- */
-
-INLINE float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-INLINE uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
-
-INLINE float from_bfloat16(uint16_t x) { return as_float((uint32_t)x << 16); }
-
-INLINE uint16_t to_bfloat16(float x) {
-    uint32_t bits = as_bits(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return x == x ? rounded : 0x7fc0;
-}
-
-INLINE float from_float16(uint16_t x) {
-    uint32_t bits = (uint32_t)(x & 0x7fff) << 13;
-    float magnitude = bits < 0x7c00u << 13 ? as_float(bits) * 0x1p112f : as_float(bits | 0x7f800000);
-    return as_float(as_bits(magnitude) | (uint32_t)(x & 0x8000) << 16);
-}
-
-INLINE uint16_t to_float16(float x) {
-    uint32_t bits = as_bits(x) & 0x7fffffff;
-    float magnitude = as_float(bits);
-    uint32_t normal = (bits - (112u << 23) + 0xfff + ((bits >> 13) & 1)) >> 13;
-    uint32_t subnormal = as_bits(magnitude + 0.5f) - as_bits(0.5f); /* the addition rounds at 2^-24 */
-    uint32_t finite = magnitude < 0x1p-14f ? subnormal : normal;
-    uint32_t result = magnitude < 65520.0f ? finite : magnitude == magnitude ? 0x7c00 : 0x7e00;
-    return result | (as_bits(x) >> 16 & 0x8000);
-}
-
-INLINE int size_of(const call *c) { return c->type == FLOAT32 ? 4 : 2; }
+/* ---- memory ---- */
 
 /* The piece's part of row t; its part of the row that comes up soon is called into the cache. */
 INLINE void *row(const call *c, view v, const piece *p, int64_t t) {
-    const int size = size_of(c);
-    char *here = v.data + (p->b * v.batch + t * v.time + p->d) * size;
-    const char *ahead = here + AHEAD * p->step * v.time * size;
-    for (int i = 0; i < p->n * size; i += 64) __builtin_prefetch(ahead + i);
+    char *here = at(v, c->type, p->b, t, p->d);
+    const char *ahead = here + AHEAD * p->step * v.time * size_of(c->type);
+    for (int i = 0; i < p->n * size_of(c->type); i += 64) __builtin_prefetch(ahead + i);
     return here;
 }
 
-/* A row as floats: in place if they are floats, else in the buffer. */
-INLINE const float *read(const call *c, view v, const piece *p, int64_t t, float *buffer) {
-    const void *data = row(c, v, p, t);
-    const uint16_t *half = data;
-    const int n = p->n;
-    if (c->type == FLOAT32) return data;
-    if (c->type == BFLOAT16) { LOOP buffer[j] = from_bfloat16(half[j]); }
-    else { LOOP buffer[j] = from_float16(half[j]); }
-    return buffer;
+INLINE const float *read_row(const call *c, view v, const piece *p, int64_t t, float *buffer) {
+    return read(c->type, row(c, v, p, t), p->n, buffer);
 }
 
-/* A row that is to be written. Floats are computed in place, other types in `values` and converted by `store`. */
-typedef struct {
-    float *values;
-    uint16_t *half;
-} output;
-
-INLINE output open_row(const call *c, view v, const piece *p, int64_t t, float *buffer) {
-    void *data = row(c, v, p, t);
-    return (output){c->type == FLOAT32 ? data : buffer, data};
-}
-
-INLINE void store(const call *c, output out, int n) {
-    if (c->type == BFLOAT16) { LOOP out.half[j] = to_bfloat16(out.values[j]); }
-    if (c->type == FLOAT16) { LOOP out.half[j] = to_float16(out.values[j]); }
+INLINE output write_row(const call *c, view v, const piece *p, int64_t t, float *buffer) {
+    return open_row(c->type, row(c, v, p, t), buffer);
 }
 
 /* ---- gates ---- */
-
-/* exp(x) for x <= 0 to about one unit in the last place; exp(-80) below that, so that no product goes subnormal. */
-INLINE float exp_negative(float x) {
-    const float round = 0x1.8p23f; /* adding it leaves the nearest integer in the low bits */
-    x = x < -80.0f ? -80.0f : x;
-    float shifted = x * 0x1.715476p+0f + round, n = shifted - round;
-    float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f; /* ln 2 in two parts */
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return p * as_float((as_bits(shifted) << 23) + 0x3f800000);
-}
-
-INLINE float minimum(float x, float y) { return y < x ? y : x; }
-INLINE float maximum(float x, float y) { return y > x ? y : x; }
-INLINE float absolute(float x) { return as_float(as_bits(x) & 0x7fffffff); }
 
 /* What the gate logits become: keep = 1 - z, take = z, and for minLSTM the factors that carry the gradient of k on to
  * f and i, already times z(1 - z). Keep is computed on its own where 1 - z would cancel, and as 1 - z where z is small:
@@ -181,7 +98,7 @@ INLINE candidate g(float c) {
 static void coefficients(const call *c, const piece *p, int64_t t, float *restrict a, float *restrict b) {
     float buffer[3][WIDTH];
     const int n = p->n;
-    const float *x = read(c, c->input[0], p, t, buffer[0]), *y = read(c, c->input[1], p, t, buffer[1]);
+    const float *x = read_row(c, c->input[0], p, t, buffer[0]), *y = read_row(c, c->input[1], p, t, buffer[1]);
     if (c->kind == LINEAR) {
         LOOP { a[j] = x[j]; b[j] = y[j]; }
     } else if (c->kind == MINGRU) {
@@ -191,7 +108,7 @@ static void coefficients(const call *c, const piece *p, int64_t t, float *restri
             b[j] = z.take * g(y[j]).value;
         }
     } else {
-        const float *w = read(c, c->input[2], p, t, buffer[2]);
+        const float *w = read_row(c, c->input[2], p, t, buffer[2]);
         LOOP {
             gate z = minlstm_gate(x[j], y[j]);
             a[j] = z.keep;
@@ -204,9 +121,9 @@ static void forward_row(const call *c, const piece *p, int64_t t, float *restric
     float a[WIDTH], b[WIDTH], buffer[WIDTH];
     const int n = p->n;
     coefficients(c, p, t, a, b);
-    output h = open_row(c, c->h, p, t, buffer);
+    output h = write_row(c, c->h, p, t, buffer);
     LOOP h.values[j] = state[j] = a[j] * state[j] + b[j];
-    store(c, h, n);
+    store(c->type, h, n);
 }
 
 /* On entry state is the gradient that reaches h_t from h_{t+1}, on exit what h_t passes on to h_{t-1}. */
@@ -217,12 +134,12 @@ static void backward_row(const call *c, const piece *p, int64_t t, float *restri
     const float *x[3];
     output grad[3];
     for (int i = 0; i < inputs; i++) {
-        x[i] = read(c, c->input[i], p, t, in[i]);
-        grad[i] = open_row(c, c->grad[i], p, t, out[i]);
+        x[i] = read_row(c, c->input[i], p, t, in[i]);
+        grad[i] = write_row(c, c->grad[i], p, t, out[i]);
     }
     float *dx[3] = {grad[0].values, grad[1].values, inputs == 3 ? grad[2].values : 0};
-    const float *grad_h = read(c, c->grad_h, p, t, grad_buffer);
-    const float *previous = t > 0 ? read(c, c->h, p, t - 1, previous_buffer)
+    const float *grad_h = read_row(c, c->grad_h, p, t, grad_buffer);
+    const float *previous = t > 0 ? read_row(c, c->h, p, t - 1, previous_buffer)
                             : c->h0 ? c->h0 + p->b * c->D + p->d : zero;
     if (c->kind == LINEAR) {
         LOOP {
@@ -251,7 +168,7 @@ static void backward_row(const call *c, const piece *p, int64_t t, float *restri
             dx[2][j] = s * z.take * v.slope;
         }
     }
-    for (int i = 0; i < inputs; i++) store(c, grad[i], n);
+    for (int i = 0; i < inputs; i++) store(c->type, grad[i], n);
 }
 
 /* ---- pieces ---- */
@@ -282,7 +199,7 @@ static void summarise(const call *c, const piece *passed, float *restrict produc
         int64_t t = p->t + i * p->step;
         coefficients(c, p, t, a, b);
         if (c->backward) { /* s_t = grad_t + state, and a_t s_t leaves */
-            const float *grad_h = read(c, c->grad_h, p, t, buffer);
+            const float *grad_h = read_row(c, c->grad_h, p, t, buffer);
             LOOP b[j] = a[j] * grad_h[j];
         }
         left = 0.0f;
@@ -300,8 +217,6 @@ static void summarise(const call *c, const piece *passed, float *restrict produc
 typedef struct {
     int64_t blocks, chunks, pieces;
 } plan;
-
-INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
 /* Enough pieces for the threads: first by batch row, then by channels, at last by time, which costs a second look. */
 static plan cut(const call *c) {
