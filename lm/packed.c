@@ -1,0 +1,296 @@
+/* One decoding step of a whole minGRU / minLSTM model: ids and states in, logits and states out (see packed.py).
+ *
+ * Matrices (N outputs, K inputs) lie in memory as the kernel reads them: in blocks of BLOCK outputs, each a sequence of
+ * K rows of BLOCK weights, so that the inner loop is "broadcast one input, multiply, add", reads memory straight through,
+ * and needs no horizontal sum. Every output is the sum over k = 0 .. K - 1 in that order, whatever the batch: a row's
+ * numbers do not depend on the rows beside it, to the bit.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LOOP(n) _Pragma("omp simd") for (int j = 0; j < (n); j++)
+#define INLINE static inline __attribute__((always_inline))
+#define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
+
+#if defined(__AVX512F__)
+enum { LANES = 16, TILE = 12 };
+#elif defined(__AVX__)
+enum { LANES = 8, TILE = 6 };
+#elif defined(__aarch64__)
+enum { LANES = 4, TILE = 8 };
+#else
+enum { LANES = 4, TILE = 4 };
+#endif
+enum {
+    BLOCK = 2 * LANES, /* outputs of a block */
+    WIDE = 4,          /* blocks that one row goes through together: enough sums to hide the latency of adding */
+    ROWS = 32,         /* rows that go through the model together: each block of weights is read once for all of them */
+};
+enum { FLOAT32, BFLOAT16, INT8 };
+enum { MINGRU, MINLSTM };
+enum { RELU2, GELU, SWIGLU };
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+
+/* Packed weights. BFLOAT16 has in each 32-bit word a weight of the first half of the block (low) and one of the second,
+ * INT8 the same for an even input (low) and for the next one; there is a zero for the one that an odd K lacks. */
+typedef struct {
+    const char *weight;
+    const float *scale, *bias; /* per output, or null */
+    int64_t N, K;
+} matrix;
+
+typedef struct {
+    int64_t kind, hidden, taps, mlp, mlp_hidden; /* taps of the convolution, 0 for none */
+    const float *norm_mixer, *norm_mlp, *tap, *tap_bias;
+    matrix projection, down, mlp_up, mlp_down; /* down.weight is null where there is none */
+} layer;
+
+typedef struct {
+    int64_t type, vocabulary, width, layers, widest; /* widest: the most outputs that a matrix has */
+    float eps;
+    const float *embedding, *norm;
+    matrix head;
+    const layer *layer;
+} model;
+
+/* ---- elementwise ---- */
+
+INLINE float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+INLINE uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+INLINE float minimum(float x, float y) { return y < x ? y : x; }
+INLINE float maximum(float x, float y) { return y > x ? y : x; }
+INLINE float absolute(float x) { return as_float(as_bits(x) & 0x7fffffff); }
+
+/* exp(x) for x <= 0, as in recurrence/scan.c. */
+INLINE float exp_negative(float x) {
+    const float round = 0x1.8p23f;
+    x = x < -80.0f ? -80.0f : x;
+    float shifted = x * 0x1.715476p+0f + round, n = shifted - round;
+    float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * as_float((as_bits(shifted) << 23) + 0x3f800000);
+}
+
+INLINE float sigmoid(float x) {
+    float e = exp_negative(-absolute(x)), r = 1.0f / (1.0f + e);
+    return x >= 0 ? r : e * r;
+}
+
+/* i / (f + i) of the gates' logits: (1 + exp(-f)) / (2 + exp(-f) + exp(-i)), scaled by the largest exponential. */
+INLINE float share(float f, float i) {
+    f = maximum(f, -1e30f), i = maximum(i, -1e30f);
+    float low = minimum(minimum(f, i), 0.0f);
+    float one = exp_negative(low), ef = exp_negative(low - f), ei = exp_negative(low - i);
+    return (one + ef) / (one + ef + (one + ei));
+}
+
+INLINE float g(float c) {
+    float e = exp_negative(minimum(c, 0.0f));
+    return c >= 0 ? c + 0.5f : e / (1.0f + e);
+}
+
+/* Rational minimax approximation on [-4, 4], beyond which erf is 1 to float32 (the one of Eigen and XLA). */
+INLINE float error_function(float x) {
+    x = minimum(maximum(x, -4.0f), 4.0f);
+    float s = x * x, p = -2.72614225801306e-10f, q = -1.45660718464996e-05f;
+    p = p * s + 2.77068142495902e-08f;
+    p = p * s - 2.10102402082508e-06f;
+    p = p * s - 5.69250639462346e-05f;
+    p = p * s - 7.34990630326855e-04f;
+    p = p * s - 2.95459980854025e-03f;
+    p = p * s - 1.60960333262415e-02f;
+    q = q * s - 2.13374055278905e-04f;
+    q = q * s - 1.68282697438203e-03f;
+    q = q * s - 7.37332916720468e-03f;
+    q = q * s - 1.42647390514189e-02f;
+    return x * p / q;
+}
+
+static void rms_norm(const float *restrict x, const float *restrict weight, float eps, float *restrict y, int n) {
+    float partial[16] = {0}, sum = 0;
+    int j = 0;
+    for (; j + 16 <= n; j += 16)
+        for (int i = 0; i < 16; i++) partial[i] += x[j + i] * x[j + i];
+    for (; j < n; j++) sum += x[j] * x[j];
+    for (int i = 0; i < 16; i++) sum += partial[i];
+    float r = 1.0f / __builtin_sqrtf(sum / n + eps);
+    LOOP(n) y[j] = x[j] * r * weight[j];
+}
+
+/* x (n) and the `taps - 1` inputs before it -> y (n); the new past is the old one shifted by x. */
+static void convolve(const layer *l, const float *restrict x, const float *restrict past, float *restrict next,
+                     float *restrict y, int n) {
+    const int before = l->taps - 1;
+    const float *restrict present = l->tap + (int64_t)before * n, *restrict bias = l->tap_bias;
+    LOOP(n) y[j] = bias[j] + x[j] * present[j];
+    for (int i = 0; i < before; i++) {
+        const float *restrict tap = l->tap + (int64_t)i * n, *restrict old = past + (int64_t)i * n;
+        LOOP(n) y[j] += old[j] * tap[j];
+    }
+    if (before) {
+        memcpy(next, past + n, sizeof(float) * n * (before - 1));
+        memcpy(next + (int64_t)n * (before - 1), x, sizeof(float) * n);
+    }
+}
+
+static void cell(int64_t kind, const float *restrict p, const float *restrict h, float *restrict next, int n) {
+    if (kind == MINGRU) {
+        LOOP(n) next[j] = h[j] + sigmoid(p[j]) * (g(p[n + j]) - h[j]);
+    } else {
+        LOOP(n) next[j] = h[j] + share(p[j], p[n + j]) * (g(p[2 * n + j]) - h[j]);
+    }
+}
+
+static void activate(int64_t kind, float *p, int n) {
+    const float *up = p + n; /* SwiGLU's second half */
+    if (kind == RELU2) {
+        LOOP(n) p[j] = maximum(p[j], 0.0f) * maximum(p[j], 0.0f);
+    } else if (kind == GELU) {
+        LOOP(n) p[j] = 0.5f * p[j] * (1.0f + error_function(p[j] * 0x1.6a09e6p-1f));
+    } else {
+        LOOP(n) p[j] = p[j] * sigmoid(p[j]) * up[j];
+    }
+}
+
+/* ---- matrix times vectors ---- */
+
+/* The weights of one block for one input, or of INT8 for two: vectors [input][half of the block]. */
+INLINE void load(int type, const char *at, vector w[4]) {
+    if (type == FLOAT32) {
+        w[0] = *(const vector *)at, w[1] = *((const vector *)at + 1);
+    } else if (type == BFLOAT16) {
+        words all = *(const words *)at;
+        w[0] = (vector)(all << 16), w[1] = (vector)(all & 0xffff0000u);
+    } else {
+        words all = *(const words *)at;
+        EACH(i, 4) w[i] = __builtin_convertvector((integers)(all << (24 - 8 * i)) >> 24, vector);
+    }
+}
+
+/* y (R rows, G blocks) = or += x (R, K) times the matrix. R and G are constants, so that the sums stay in registers. */
+INLINE void tile(const int type, const int R, const int G, const matrix *m, int64_t block, const float *x, int64_t x_row,
+                 float *y, int64_t y_row, int add) {
+    const int inputs = type == INT8 ? 2 : 1, bytes = type == FLOAT32 ? 8 * LANES : 4 * LANES;
+    const int64_t K = m->K, stride = (K + inputs - 1) / inputs * bytes; /* from block to block */
+    const char *weight = m->weight + block * stride;
+    vector sum[2 * TILE], w[4 * WIDE];
+    EACH(i, 2 * R * G) sum[i] = (vector){0};
+    for (int64_t k = 0; k < K; k += inputs) {
+        EACH(i, G) load(type, weight + i * stride, w + 2 * inputs * i);
+        weight += bytes;
+        EACH(j, inputs) {
+            const float *x_k = x + (k + j < K ? k + j : k);
+            EACH(r, R) EACH(i, 2 * G) sum[2 * G * r + i] += x_k[r * x_row] * w[i / 2 * 2 * inputs + 2 * j + i % 2];
+        }
+    }
+    EACH(r, R) EACH(i, 2 * G) {
+        const int64_t n = block * BLOCK + i * LANES;
+        vector s = sum[2 * G * r + i], *out = (vector *)(y + r * y_row + n);
+        if (type == INT8) s *= *(const vector *)(m->scale + n);
+        s += *(const vector *)(m->bias + n);
+        *out = add ? *out + s : s;
+    }
+}
+
+INLINE void multiply_as(const int type, const matrix *m, const float *x, int64_t x_row, float *y, int64_t y_row,
+                        int rows, int add) {
+    const int64_t blocks = (m->N + BLOCK - 1) / BLOCK;
+    int64_t b = 0;
+    if (rows == 1) {
+        for (; b + WIDE <= blocks; b += WIDE) tile(type, 1, WIDE, m, b, x, x_row, y, y_row, add);
+        for (; b < blocks; b++) tile(type, 1, 1, m, b, x, x_row, y, y_row, add);
+        return;
+    }
+    for (; b < blocks; b++) {
+        int r = 0;
+        for (; r + TILE <= rows; r += TILE) tile(type, TILE, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
+        for (; r + 4 <= rows; r += 4) tile(type, 4, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
+        for (; r < rows; r++) tile(type, 1, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
+    }
+}
+
+static void multiply(int64_t type, const matrix *m, const float *x, int64_t x_row, float *y, int64_t y_row, int rows,
+                     int add) {
+    if (type == FLOAT32) multiply_as(FLOAT32, m, x, x_row, y, y_row, rows, add);
+    else if (type == BFLOAT16) multiply_as(BFLOAT16, m, x, x_row, y, y_row, rows, add);
+    else multiply_as(INT8, m, x, x_row, y, y_row, rows, add);
+}
+
+/* ---- the model ---- */
+
+INLINE int64_t padded(int64_t n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
+
+/* Rows `first` .. `first + rows` of the batch through one layer, x (rows, D) in place. */
+static void run_layer(const model *m, const layer *l, float *x, float *y, float *wide, int64_t first, int rows,
+                      const float *const *state, float *const *next) {
+    const int64_t D = m->width, row = padded(D), wide_row = m->widest, H = l->hidden, past = (l->taps - 1) * D;
+    for (int r = 0; r < rows; r++) {
+        if (l->taps) {
+            rms_norm(x + r * row, l->norm_mixer, m->eps, wide, D);
+            convolve(l, wide, state[1] + (first + r) * past, next[1] + (first + r) * past, y + r * row, D);
+        } else {
+            rms_norm(x + r * row, l->norm_mixer, m->eps, y + r * row, D);
+        }
+    }
+    multiply(m->type, &l->projection, y, row, wide, wide_row, rows, 0);
+    for (int r = 0; r < rows; r++)
+        cell(l->kind, wide + r * wide_row, state[0] + (first + r) * H, next[0] + (first + r) * H, H);
+    if (l->down.weight) {
+        multiply(m->type, &l->down, next[0] + first * H, H, x, row, rows, 1);
+    } else {
+        for (int r = 0; r < rows; r++) {
+            const float *h = next[0] + (first + r) * H;
+            LOOP((int)D) x[r * row + j] += h[j];
+        }
+    }
+    for (int r = 0; r < rows; r++) rms_norm(x + r * row, l->norm_mlp, m->eps, y + r * row, D);
+    multiply(m->type, &l->mlp_up, y, row, wide, wide_row, rows, 0);
+    for (int r = 0; r < rows; r++) activate(l->mlp, wide + r * wide_row, l->mlp_hidden);
+    multiply(m->type, &l->mlp_down, wide, wide_row, x, row, rows, 1);
+}
+
+static int run(const model *m, int64_t first, int rows, const int64_t *ids, float *logits, const float *const *state,
+               float *const *next) {
+    const int64_t D = m->width, V = m->vocabulary, row = padded(D);
+    float *x = malloc(sizeof(float) * rows * (2 * row + m->widest)), *y = x + rows * row, *wide = y + rows * row;
+    if (!x) return 2;
+    for (int r = 0; r < rows; r++) memcpy(x + r * row, m->embedding + ids[first + r] * D, sizeof(float) * D);
+    for (int64_t i = 0; i < m->layers; i++) {
+        const layer *l = m->layer + i;
+        run_layer(m, l, x, y, wide, first, rows, state, next);
+        state += 1 + (l->taps != 0), next += 1 + (l->taps != 0);
+    }
+    for (int r = 0; r < rows; r++) rms_norm(x + r * row, m->norm, m->eps, y + r * row, D);
+    multiply(m->type, &m->head, y, row, wide, m->widest, rows, 0);
+    for (int r = 0; r < rows; r++) memcpy(logits + (first + r) * V, wide + r * m->widest, sizeof(float) * V);
+    free(x);
+    return 0;
+}
+
+int64_t lanes(void) { return LANES; }
+
+/* One step of B rows. `state` and `next` list each layer's tensors: h (B, hidden) and, with a convolution, the past
+ * (B, taps - 1, width). Returns 0; 1 for an id out of range, 2 for want of memory. */
+int step(const model *m, int64_t B, const int64_t *ids, float *logits, const float *const *state, float *const *next,
+         int threads) {
+    for (int64_t b = 0; b < B; b++)
+        if (ids[b] < 0 || ids[b] >= m->vocabulary) return 1;
+    int failed = 0;
+    const int64_t groups = (B + ROWS - 1) / ROWS;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && groups > 1) reduction(| : failed)
+    for (int64_t i = 0; i < groups; i++) {
+        int64_t first = i * B / groups, end = (i + 1) * B / groups;
+        failed |= run(m, first, end - first, ids, logits, state, next);
+    }
+    return failed;
+}

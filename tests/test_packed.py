@@ -1,0 +1,277 @@
+"""The native decoder against its slow twin, `LanguageModel.step`."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from lm import packed
+from lm.config import MixerOptions, ModelConfig, UserError
+from lm.model import LanguageModel
+from lm.packed import WEIGHTS, Packed, pack
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def make(mixer="mingru", vocabulary=65, width=48, layers=2, mlp="relu2", **options):
+    """A model in which no weight is zero or one."""
+    torch.manual_seed(0)
+    config = ModelConfig(mixer=mixer, width=width, layers=layers, mlp=mlp, options=MixerOptions(**options))
+    model = LanguageModel(vocabulary, config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5))
+    return model
+
+
+def random_state(model, batch):
+    return tuple(tuple(torch.randn_like(part) for part in layer) for layer in model.init_state(batch))
+
+
+def error(got, want):
+    return ((got - want).norm() / want.norm().clamp_min(1e-30)).item()
+
+
+def close(got, want, tolerance=1e-5):
+    """Logits and states, relative to the norm of each."""
+    parts = zip(packed.flat(got[1]), packed.flat(want[1]), strict=True)
+    return error(got[0], want[0]) < tolerance and all(error(x, y) < tolerance or x.numel() == 0 for x, y in parts)
+
+
+MODELS = {
+    "mingru": {},
+    "minlstm": {"mixer": "minlstm"},
+    "hybrid": {"mixer": ["mingru", "minlstm", "mingru"], "layers": 3, "convolution": 0},
+    "gelu": {"mlp": "gelu"},
+    "swiglu": {"mlp": "swiglu", "width": 50},
+    "odd": {"width": 35, "vocabulary": 3, "expansion": 1.3, "convolution": 3},
+    "no down-projection": {"mixer": "minlstm", "expansion": 1.0, "convolution": 1},
+    "wide": {"width": 130, "vocabulary": 200, "expansion": 3.0, "convolution": 7, "layers": 1},
+    "tiny": {"width": 2, "vocabulary": 1, "layers": 1, "convolution": 2, "gate_bias": 3.0},
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_steps_equal_the_slow_twin(options):
+    model = make(**options)
+    fast = Packed(model)
+    for batch in (1, 3):
+        ours = twins = random_state(model, batch)
+        for _ in range(5):
+            ids = torch.randint(model.embedding.num_embeddings, (batch,))
+            (a, ours), (b, twins) = got, want = fast.step(ids, ours), model.step(ids, twins)
+            assert close(got, want)
+            assert a.shape == b.shape and [x.shape for x in packed.flat(ours)] == [x.shape for x in packed.flat(twins)]
+
+
+@torch.inference_mode()
+def test_large_and_small_activations():
+    """Gates far out, where a sloppy exponential or erf would show."""
+    for mlp, mixer in itertools.product(packed.MLPS, ("mingru", "minlstm")):
+        model = make(mixer, mlp=mlp)
+        for scale in (1e-3, 30.0):
+            scaled = copy.deepcopy(model)
+            for block in scaled.blocks:
+                block.mixer.projection.weight.data *= scale
+                block.mlp.up.weight.data *= scale
+            state, ids = random_state(scaled, 4), torch.arange(4)
+            got = Packed(scaled).step(ids, state)
+            logits, after = scaled.double()(ids[:, None], double(state))
+            assert close(got, (logits[:, 0], after))
+
+
+def double(state):
+    return tuple(tuple(part.double() for part in layer) for layer in state)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_rows_do_not_depend_on_the_batch(weights):
+    model = make(width=40)
+    fast = Packed(model, weights)
+    ids, state = torch.randint(65, (100,)), random_state(model, 100)
+    logits, after = fast.step(ids, state)
+    for first, end in [(0, 1), (5, 7), (3, 10), (20, 84), (99, 100)]:
+        some, then = fast.step(ids[first:end], tuple(tuple(p[first:end] for p in layer) for layer in state))
+        assert torch.equal(some, logits[first:end])
+        for x, y in zip(packed.flat(then), packed.flat(after), strict=True):
+            assert torch.equal(x, y[first:end])
+
+
+@torch.inference_mode()
+def test_a_state_is_a_value():
+    model = make()
+    fast = Packed(model)
+    state = random_state(model, 2)
+    before = copy.deepcopy(state)
+    first, ids = fast.step(torch.tensor([1, 2]), state), torch.tensor([1, 2])
+    kept = copy.deepcopy(first)
+    second = fast.step(ids, state)
+    fast.step(ids, first[1])
+    for now, then in zip(packed.flat(state), packed.flat(before), strict=True):
+        assert torch.equal(now, then)
+    assert torch.equal(first[0], kept[0]) and torch.equal(first[0], second[0])
+
+
+@torch.inference_mode()
+def test_states_are_exchanged_with_the_model():
+    model = make("minlstm")
+    fast = Packed(model)
+    ids = torch.randint(65, (2, 40))
+    _, from_model = model(ids[:, :20])
+    a = fast.step(ids[:, 20], from_model)
+    b = model.step(ids[:, 20], from_model)
+    assert close(a, b)
+    assert close(model(ids[:, 21:], a[1]), model(ids[:, 21:], b[1]))
+    assert close(model.step(ids[:, 21], a[1]), fast.step(ids[:, 21], b[1]))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("mixer", ["mingru", "minlstm"])
+def test_greedy_text_equals_recomputation(mixer, weights):
+    fast = Packed(make(mixer), weights)
+    ids = torch.randint(65, (1, 10))
+    logits, state = fast.forward(ids)
+    logits = logits[:, -1]
+    for _ in range(60):
+        ids = torch.cat([ids, logits.argmax(-1)[None]], dim=1)
+        logits, state = fast.step(ids[:, -1], state)
+        assert error(logits, fast.model(ids)[0][:, -1]) < 1e-5
+    assert ids[0, 10:].tolist() == fast.model(ids)[0][0, 9:-1].argmax(-1).tolist()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_rounded_weights(options, weights):
+    """Steps equal those of a plain model with the rounded weights, and these are near the exact ones."""
+    model = make(**options)
+    before = copy.deepcopy(model.state_dict())
+    fast = Packed(model, weights)
+    ids, state = torch.randint(model.embedding.num_embeddings, (3,)), random_state(model, 3)
+    got = fast.step(ids, state)
+    assert close(got, fast.model.step(ids, state))
+    assert close(got, (fast.forward(ids[:, None], state)[0][:, 0], fast.forward(ids[:, None], state)[1]))
+    assert not close(got, model.step(ids, state), 1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for exact, near in zip(packed.linears(model), packed.linears(fast.model), strict=True):
+        largest = exact.weight.abs().amax(dim=1, keepdim=True)
+        bound = exact.weight.abs() * 2**-8 if weights == "bfloat16" else largest / 127 * 0.501
+        assert ((exact.weight - near.weight).abs() <= bound).all()
+
+
+def test_int8_of_a_zero_channel():
+    model = make(mlp="relu2")
+    with torch.no_grad():
+        model.head.weight[7].zero_()
+    assert Packed(model, "int8").step(torch.tensor([1]), model.init_state(1))[0][0, 7] == 0
+
+
+def test_the_weights_are_copied():
+    model = make()
+    fast = Packed(model)
+    ids, state = torch.tensor([3]), model.init_state(1)
+    before = fast.step(ids, state)[0]
+    with torch.no_grad():
+        model.head.weight.zero_()
+    assert torch.equal(fast.step(ids, state)[0], before)
+
+
+@pytest.mark.parametrize("ids", [[65], [-1], [2**40], [0, -(2**40)]])
+def test_foreign_ids_are_refused(ids):
+    fast = Packed(make())
+    with pytest.raises(IndexError, match=r"not in 0 .. 64"):
+        fast.step(torch.tensor(ids), fast.init_state(len(ids)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "spoil"),
+    [
+        (torch.tensor([1, 2]), lambda h: h[:1]),
+        (torch.tensor([1, 2]), lambda h: h[:, :-1]),
+        (torch.tensor([1, 2]), lambda h: h.double()),
+        (torch.tensor([1, 2]), lambda h: h.bfloat16()),
+        (torch.tensor([[1], [2]]), lambda h: h),
+        (torch.tensor([1, 2], dtype=torch.int32), lambda h: h),
+    ],
+)
+def test_wrong_shapes_and_types_are_refused(ids, spoil):
+    fast = Packed(make())
+    (h, past), *others = fast.init_state(2)
+    with pytest.raises(ValueError):
+        fast.step(ids, ((spoil(h), past), *others))
+    with pytest.raises(ValueError):
+        fast.step(ids[:, ...], tuple(others))
+
+
+@torch.inference_mode()
+def test_strided_inputs():
+    """An expanded state and every second id: the kernel reads rows side by side."""
+    model = make()
+    fast = Packed(model)
+    one = random_state(model, 1)
+    many = tuple(tuple(part.expand(3, *part.shape[1:]) for part in layer) for layer in one)
+    ids = torch.arange(6)[::2]
+    assert close(fast.step(ids, many), model.step(ids, many))
+
+
+def test_an_empty_batch():
+    fast = Packed(make())
+    logits, state = fast.step(torch.zeros(0, dtype=torch.int64), fast.init_state(0))
+    assert logits.shape == (0, 65) and state[0][0].shape == (0, 96)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gru", ["mingru", "mamba"]])
+def test_other_mixers_stay_themselves(mixer):
+    model = make(mixer)
+    assert pack(model) is model
+    with pytest.raises(UserError, match=r"int8 weights cannot be had: the mixer .* has no native step"):
+        pack(model, "int8")
+
+
+def test_other_types_stay_themselves():
+    model = make().double()
+    assert pack(model) is model
+    with pytest.raises(UserError, match=r"torch.float64 on cpu, not float32 on a CPU"):
+        pack(model, "bfloat16")
+
+
+def test_other_norms_stay_themselves():
+    model = make()
+    model.norm = nn.LayerNorm(48)
+    assert pack(model) is model
+
+
+def test_unknown_weights():
+    with pytest.raises(UserError, match=r"expected float32 or bfloat16 or int8, not int4"):
+        pack(make(), "int4")
+
+
+@pytest.fixture
+def unbuilt(monkeypatch, tmp_path):
+    """As in a new process on a machine without a compiler."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    for cached in (packed._load, packed._warn_once):
+        cached.cache_clear()
+    yield
+    for cached in (packed._load, packed._warn_once):
+        cached.cache_clear()
+
+
+def test_without_a_compiler_the_model_serves(unbuilt):
+    model = make()
+    with pytest.warns(RuntimeWarning, match="no-such-compiler") as warned:
+        assert pack(model) is model and pack(model) is model
+    assert len(warned) == 1
+    with pytest.raises(UserError, match=r"int8 weights cannot be had: .*no-such-compiler"):
+        pack(model, "int8")
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_pack(weights):
+    assert pack(make(), weights).weights == weights
