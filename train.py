@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import warnings
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 
     from lm.copying import Copying
     from lm.corpus import Corpus
-    from lm.run import Run
+    from lm.run import Run, Saved
+    from lm.training import Recorder
 
 STARTED = time.monotonic()
 RESUMABLE = ("trainer.max_steps", "trainer.max_minutes", "log.", "name", "runs")
-"""Options that may change when a run is resumed; all others would make it another run."""
+"""Options that may change when a run is resumed; others would make it another run, and take --allow_changes."""
+CHANGEABLE_MODEL = ("model.dropout", "model.compile")
+"""Options of the model that its weights do not depend on."""
+CARRIED = ("data.sampling", "data.batch_size", "trainer.accumulate")
+"""Options that the state carried by data.sampling streams depends on."""
 RUN_NAME = "CHAR_LM_RUN_NAME"
 """Hands a name made from the time on to the processes of the other devices."""
 
@@ -29,18 +35,24 @@ def main(argv: list[str] | None = None) -> int:
     """Train. Returns the exit code: 0, 1 if training failed, 2 for a mistake in the command, 130 if interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     config, resume = parse(argv)
+    run = None
     try:
         if resume is None:
-            return train(*prepare(config), None)
-        config, corpus, run, checkpoint = prepare_resuming(config, resume, argv)
-        if checkpoint and used_up(config, checkpoint):
-            run.update_summary(status="finished")
-            say(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
-            return 0
-        return train(config, corpus, run, checkpoint)
+            config, corpus, run = prepare(config)
+            return train(config, corpus, run)
+        from lm.run import Run
+
+        run = Run.find(resume, config.runs)
+        return go_on(run, argv)
     except UserError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    finally:
+        if run is not None:
+            run.unlock()
 
 
 def prepare(config: Config) -> "tuple[Config, Corpus | Copying, Run]":
@@ -52,42 +64,57 @@ def prepare(config: Config) -> "tuple[Config, Corpus | Copying, Run]":
         config.name = f"{config.mixer_name}-{datetime.now():%Y%m%d-%H%M%S}"
         config.name = os.environ.setdefault(RUN_NAME, config.name) if config.trainer.devices > 1 else config.name
     run = Run(Path(config.runs) / config.name)
-    if not is_helper() and run.path.exists():
+    if not is_helper() and run.taken:
         raise UserError(f"{run.path} exists already; choose another --name, or go on with --resume")
     return config, load(config.data), run
 
 
-def prepare_resuming(
-    config: Config, resume: str, argv: list[str]
-) -> "tuple[Config, Corpus | Copying, Run, Path | None]":
-    """Find the run and its newest whole checkpoint, and make sure that it stays the same run."""
+def go_on(run: "Run", argv: list[str]) -> int:
+    """Resume a run from its newest whole checkpoint, and make sure that it stays the same run."""
     from lm.corpus import load
-    from lm.run import Run
 
-    run = Run.find(resume, config.runs)
-    saved = run.config()
-    config, _ = parse(argv, saved.to_yaml())
-    changed = [k for k, v in config.flat().items() if v != saved.flat()[k] and not k.startswith(RESUMABLE)]
-    if changed:
-        key = changed[0]
-        raise UserError(f"{key} is {saved.flat()[key]} in {run.path} and cannot change on resuming; start a new run")
-    corpus = load(config.data)
-    if corpus.tokenizer.characters != run.tokenizer().characters:
-        raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
-    checkpoint = run.newest_checkpoint()
     if not is_helper():
-        run.write("config.yaml", config.to_yaml())
-    return config, corpus, run, checkpoint
+        run.lock()
+    saved_config = run.config()
+    config, _ = parse(argv, saved_config.to_yaml())
+    changed = changes(saved_config, config, "--allow_changes" in argv, run)
+    corpus = load(config.data)
+    if not run.fits(corpus.tokenizer):
+        raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
+    saved = run.newest_checkpoint()
+    if saved and used_up(config, saved):
+        run.update_summary(status="finished")
+        say(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
+        return 0
+    return train(config, corpus, run, changed, saved)
 
 
-def used_up(config: Config, path: Path) -> bool:
+def changes(before: Config, now: Config, allowed: bool, run: "Run") -> dict[str, list[Any]]:
+    """The options that differ: {name: [before, now]}.
+
+    Raises:
+        UserError: one of them may not, or not unless it is asked for.
+    """
+    old, new = before.flat(), now.flat()
+    changed = {key: [old[key], value] for key, value in new.items() if value != old[key]}
+    for key, (value, _) in changed.items():
+        fixed = (key.startswith("model.") and key not in CHANGEABLE_MODEL) or key == "optim.name"
+        if fixed or (key in CARRIED and "streams" in (before.data.sampling, now.data.sampling)):
+            raise UserError(f"{key} is {value} in {run.path} and cannot change on resuming; start a new run")
+        if not key.startswith(RESUMABLE) and not allowed:
+            raise UserError(
+                f"{key} is {value} in {run.path}, and another value makes it another run: "
+                "start a new one, or accept that with --allow_changes"
+            )
+    return changed
+
+
+def used_up(config: Config, saved: "Saved") -> bool:
     """Whether a checkpoint stands at the end of the budget."""
-    from lm.run import read_checkpoint
-
-    checkpoint, budget = read_checkpoint(path), config.trainer
+    budget = config.trainer
     if budget.max_steps is not None:
-        return checkpoint["global_step"] >= budget.max_steps
-    return checkpoint["callbacks"]["Recorder"]["seconds"] >= 60 * (budget.max_minutes or 0)
+        return saved.step >= budget.max_steps
+    return saved.seconds >= 60 * (budget.max_minutes or 0)
 
 
 def is_helper() -> bool:
@@ -95,41 +122,68 @@ def is_helper() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
 
 
-def train(config: Config, corpus: "Corpus | Copying", run: "Run", checkpoint: Path | None) -> int:
-    """Everything that needs torch."""
+def train(
+    config: Config,
+    corpus: "Corpus | Copying",
+    run: "Run",
+    changed: dict[str, Any] | None = None,
+    saved: "Saved | None" = None,
+) -> int:
+    """Everything that needs torch.
+
+    Args:
+        changed: the options that a resumed run has changed; None for a new run.
+        saved: the checkpoint to go on from.
+    """
     quieten()
     import torch
 
     from lm.model import LanguageModel
     from lm.task import Clock, CorpusDataModule, Task
-    from lm.training import AtomicCheckpointIO, Checkpoints, Diverged, Interrupted, ProgressBar, Recorder
+    from lm.training import AtomicCheckpointIO, Checkpoints, ProgressBar, Recorder, failures
 
-    torch.manual_seed(config.seed)
-    model = LanguageModel(len(corpus.tokenizer), config.model)
+    with failures():
+        torch.manual_seed(config.seed)
+        model = LanguageModel(len(corpus.tokenizer), config.model)
     if config.model.compile:
         model.compile()  # in place: the names of the weights stay as they are
     precision = resolve_precision(config)
     if not is_helper():
-        run.open(config, corpus.tokenizer, checkpoint)
+        if changed is None:
+            run.start(config, corpus.tokenizer)
+        else:
+            run.resume(config, corpus.tokenizer, saved, changed)
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer))
     flops = 3 * model.flops(config.data.context) * config.data.batch_size * config.data.context
     recorder = Recorder(run, corpus.tokenizer, flops, STARTED)
     callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
     trainer = make_trainer(config, run, precision, callbacks, AtomicCheckpointIO())
     announce(config, corpus, model.parameters_total, trainer, run)
+    checkpoint = run.checkpoints / "last.ckpt" if saved else None
+    return fit(trainer, task, CorpusDataModule(corpus, config), checkpoint, recorder)
+
+
+def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, recorder: "Recorder") -> int:
+    """Train, and leave a summary however it ends. Returns the exit code."""
+    from lm.training import Diverged, Interrupted, failures
+
     status = "failed"
     try:
-        trainer.fit(task, datamodule=CorpusDataModule(corpus, config), ckpt_path=checkpoint)
+        with failures():
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
         status = "finished"
-    except Interrupted:
+    except (Interrupted, SystemExit):  # Lightning exits at a Ctrl-C that comes before ours is in place
         status = "interrupted"
     except Diverged as error:
         status = "diverged"
         say(f"stopped: {error}. The last good checkpoint is kept; try a lower --optim.lr or --optim.muon_lr")
+    except UserError as error:
+        raise UserError(f"{error}. Then go on with: python train.py --resume {recorder.run.path}") from None
     finally:
-        if trainer.is_global_zero:
-            recorder.write_summary(trainer, status)
-    report(run, status)
+        if not is_helper():
+            with suppress(UserError):  # the disk may still be full
+                recorder.write_summary(trainer, status)
+    report(recorder.run, status)
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
@@ -231,10 +285,10 @@ def report(run: "Run", status: str) -> None:
     if is_helper():
         return
     summary = run.summary()
-    best = summary.get("best", {})
-    say(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
-    say(f" ({summary['chars_per_second']:,.0f} characters/s, {summary['peak_memory_mb']:,.0f} MB)")
-    if best:
+    if "step" in summary:
+        say(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
+        say(f" ({summary['chars_per_second']:,.0f} characters/s, {summary['peak_memory_mb']:,.0f} MB)")
+    if best := summary.get("best"):
         say(f"best validation loss: {best['val/loss']:.4f} nats/char windowed", end="")
         say(f", {best['val/loss_streaming']:.4f} streaming" if "val/loss_streaming" in best else "", end="")
         say(f"; accuracy {best['val/accuracy']:.2%}" if "val/accuracy" in best else "")

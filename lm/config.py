@@ -304,12 +304,17 @@ def make_parser(exit_on_error: bool = True) -> Parser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(
         prog="train.py",
-        usage="[--config FILE] [--resume RUN] [--section.key value ...]",
+        usage="[--config FILE] [--resume RUN [--allow_changes]] [--section.key value ...]",
         description="Train a character-level language model; the defaults take two minutes on a laptop.",
         exit_on_error=exit_on_error,
     )
     parser.add_argument("--config", action="config", help="YAML file with options; the command line goes over it")
     parser.add_argument("--resume", type=str, help="go on with this run (a name or a path), with its options")
+    parser.add_argument(
+        "--allow_changes",
+        action="store_true",
+        help="resume with changed options all the same; the run folder notes them",
+    )
     parser.add_class_arguments(Config)
     return parser
 

@@ -6,23 +6,30 @@ runs/<name>/
   metrics.csv        a row per logged step and per validation
   samples.jsonl      step, prompt, text
   tokenizer.json     a `tokenizers` file
-  environment.json   versions, processor, command
+  environment.json   versions, processor, command; the same, and what was changed, of each time it was resumed
   checkpoints/       best.ckpt last.ckpt previous.ckpt
+  .lock              held by the process that trains
+
+A trainer may die at any moment, so each file is either replaced whole or only appended to; and a checkpoint knows how
+long the appended ones were.
 """
 
 import csv
 import difflib
+import fcntl
 import io
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lm.config import Config, UserError, from_yaml
 from lm.tokenizer import CharTokenizer
@@ -43,7 +50,9 @@ VALUES = (
     "chars_per_second",
     "val/accuracy",
 )
-METRICS_HEAD = ",".join(AXES + VALUES) + "\n"
+APPENDED = {"metrics.csv": ",".join(AXES + VALUES) + "\n", "samples.jsonl": ""}
+"""The files that grow, and what each starts with."""
+LOCK = ".lock"
 PACKAGES = ("torch", "lightning", "torchmetrics", "tokenizers", "datasets", "wandb", "numpy")
 
 
@@ -52,25 +61,97 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: IO[str] | None = None
 
-    def open(self, config: Config, tokenizer: CharTokenizer, checkpoint: Path | None) -> None:
-        """Make the folder of a new run, or put that of a resumed one back to where its checkpoint is.
+    @property
+    def taken(self) -> bool:
+        """Whether a new run would meet another's files here. A start killed in its first moment leaves hidden ones."""
+        if self.path.is_dir():
+            return any(not path.name.startswith(".") for path in self.path.iterdir())
+        return os.path.lexists(self.path)
+
+    def start(self, config: Config, tokenizer: CharTokenizer) -> None:
+        """Make the folder of a new run, and lock it.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: it cannot be made, or is another's.
         """
-        if (self.path / "metrics.csv").exists():
-            self.cut_back(read_checkpoint(checkpoint)["global_step"] if checkpoint else 0)
-            return
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {self.path}: {error.strerror}") from None
-        self.write("tokenizer.json", tokenizer.to_json())
-        self.write("environment.json", json.dumps(environment(), indent=2) + "\n")
-        self.write("samples.jsonl", "")
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        if self.taken:
+            raise UserError(f"{self.path} exists already; choose another --name, or go on with --resume")
+        self._fill(config, tokenizer, environment(), None)
+
+    def resume(self, config: Config, tokenizer: CharTokenizer, saved: "Saved | None", changed: dict[str, Any]) -> None:
+        """Put the folder back to where its checkpoint is, or to the start; what a crash left half made is made whole.
+
+        Args:
+            changed: options that are no longer what they were, {name: [before, now]}; kept in environment.json.
+        """
+        self.lock()
+        if saved is not None and saved.path.name != "last.ckpt":
+            self._put_back(saved.path)
+        history = self._json("environment.json") or environment()
+        now = {"step": saved.step if saved else 0, "changed": changed, **environment()}
+        history["resumed"] = [*history.get("resumed", []), now]
+        self._fill(config, tokenizer, history, saved)
+
+    def _fill(self, config: Config, tokenizer: CharTokenizer, history: dict[str, Any], saved: "Saved | None") -> None:
+        """Everything but checkpoints. The configuration comes first: with it, a folder can be resumed."""
         self.write("config.yaml", config.to_yaml())
-        self.write("metrics.csv", METRICS_HEAD)
+        with writing(self.checkpoints):
+            self.checkpoints.mkdir(exist_ok=True)
+            for part in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
+                part.unlink()
+        self.write("tokenizer.json", tokenizer.to_json())
+        self.write("environment.json", json.dumps(history, indent=2) + "\n")
+        for name, head in APPENDED.items():
+            lines = self._lines(name, saved.sizes[name] if saved else 0)
+            self.write(name, lines or head.encode())
+        self.update_summary(status="running")
+
+    def _put_back(self, path: Path) -> None:
+        """Let a checkpoint take the place of the newest, which is damaged, and drop others that are."""
+        alias(path, "last.ckpt")
+        best = self.checkpoints / "best.ckpt"  # may be the damaged one under another name
+        try:
+            read_checkpoint(best)
+        except UserError:
+            best.unlink(missing_ok=True)
+
+    def lock(self) -> None:
+        """Keep other trainers out, until `unlock` or the end of this process, however it comes.
+
+        Raises:
+            UserError: another one has it.
+        """
+        if self._lock is not None:
+            return
+        with writing(self.path / LOCK):
+            file = (self.path / LOCK).open("a+")
+        for _ in range(20):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.02)  # a reader may have it for a moment, see `abandoned`
+            except OSError:
+                break  # a file system without locks
+        else:
+            file.seek(0)
+            owner = file.read(100).strip()
+            file.close()
+            raise UserError(f"{self.path} is being trained by {owner}; stop that first, or choose another --name")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {platform.node()}\n")
+        file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @classmethod
     def find(cls, name: str, runs: str = "runs") -> "Run":
@@ -95,27 +176,40 @@ class Run:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from, or None before the first; a damaged one falls back to the one before it."""
-        problems = []
-        for name in ("last.ckpt", "previous.ckpt"):
-            path = self.checkpoints / name
-            if path.exists():
-                try:
-                    read_checkpoint(path)
-                    return path
-                except UserError as error:
-                    problems.append(str(error))
-                    print(f"{error}; falling back to the one before", file=sys.stderr)
+    def newest_checkpoint(self) -> "Saved | None":
+        """The checkpoint to resume from, or None before the first; a damaged one falls back to the one before it.
+
+        So does one that knows of more rows than there are: what it lacks is made again. Says so on stderr.
+
+        Raises:
+            UserError: there are checkpoints, and none is whole.
+        """
+        problems, lacking = [], []
+        for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+            if not (self.checkpoints / name).exists():
+                continue
+            try:
+                saved = Saved.read(self.checkpoints / name)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            short = [name for name, size in saved.sizes.items() if self._size(name) < size]
+            if not short:
+                _say(*(f"{problem}; falling back to {saved.path.name}, step {saved.step}" for problem in problems))
+                return saved
+            problems.append(f"{self.path / short[0]} has lost rows that {saved.path.name} knows of")
+            lacking.append(saved)
+        if lacking:
+            _say(f"{problems[0]}; going on without them from {lacking[0].path.name}, step {lacking[0].step}")
+            return lacking[0]
         if problems:
-            raise UserError(problems[0])
+            raise UserError(f"{problems[0]}; no whole checkpoint is left here: start a new run")
         return None
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str | bytes) -> None:
         """Replace a file of the folder, whole or not at all."""
-        part = self.path / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, self.path / name)
+        with replacing(self.path / name) as file:
+            file.write(text.encode() if isinstance(text, str) else text)
 
     def config(self) -> Config:
         """The resolved configuration of the run."""
@@ -123,6 +217,10 @@ class Run:
 
     def tokenizer(self) -> CharTokenizer:
         return CharTokenizer.load(self.path / "tokenizer.json")
+
+    def fits(self, tokenizer: CharTokenizer) -> bool:
+        """Whether this tokenizer is the run's. A run killed at its very start has none."""
+        return not (self.path / "tokenizer.json").exists() or self.tokenizer().characters == tokenizer.characters
 
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add a row to metrics.csv with one write, so that a reader or a crash sees whole rows."""
@@ -134,25 +232,38 @@ class Run:
         self._append("samples.jsonl", line + "\n")
 
     def _append(self, name: str, text: str) -> None:
-        with (self.path / name).open("ab", buffering=0) as file:
-            file.write(text.encode())
+        left = text.encode()
+        with writing(self.path / name), (self.path / name).open("ab", buffering=0) as file:
+            while left:  # a full disk takes a part of it before it refuses
+                left = left[file.write(left) :]
 
-    def cut_back(self, step: int) -> None:
-        """Forget the rows and samples after a step, and what a crash left of a row: the run goes on from there."""
-        rows = [row for row in csv.DictReader(self._lines("metrics.csv")) if int(row["step"]) <= step]
-        self.write("metrics.csv", METRICS_HEAD + "".join(map(_csv_row, rows)))
-        samples = self._lines("samples.jsonl")
-        self.write("samples.jsonl", "".join(line for line in samples if json.loads(line)["step"] <= step))
+    def settle(self) -> dict[str, int]:
+        """Bring the rows and samples so far to the disk, to outlast a power loss. Returns the sizes of their files."""
+        for name in APPENDED:
+            with writing(self.path / name), (self.path / name).open("ab") as file:
+                os.fsync(file.fileno())
+        return {name: self._size(name) for name in APPENDED}
 
-    def _lines(self, name: str) -> list[str]:
-        """The whole lines of a file. Cut as bytes: text may hold characters that str takes for line ends."""
-        lines = (self.path / name).read_bytes().splitlines(keepends=True)
-        return [line.decode() for line in lines if line.endswith(b"\n")]
+    def _size(self, name: str) -> int:
+        with suppress(OSError):
+            return (self.path / name).stat().st_size
+        return 0
+
+    def _lines(self, name: str, size: int) -> bytes:
+        """The whole lines in the first bytes of a file; none if it is not there."""
+        with suppress(OSError):
+            text = (self.path / name).read_bytes()[:size]
+            return text[: text.rfind(b"\n") + 1]
+        return b""
 
     def summary(self) -> dict[str, Any]:
         """summary.json, or {} before there is one."""
+        return self._json("summary.json")
+
+    def _json(self, name: str) -> dict[str, Any]:
         with suppress(OSError, ValueError):
-            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return value if isinstance(value, dict) else {}
         return {}
 
     def update_summary(self, **values: Any) -> None:
@@ -160,34 +271,113 @@ class Run:
 
 
 def _csv_row(cells: Mapping[str, object]) -> str:
-    """A line of metrics.csv, under today's columns whatever those of the program were that began the run."""
     line = io.StringIO()
-    csv.DictWriter(line, AXES + VALUES, restval="", extrasaction="ignore", lineterminator="\n").writerow(cells)
+    csv.DictWriter(line, AXES + VALUES, restval="", lineterminator="\n").writerow(cells)
     return line.getvalue()
 
 
-def save_atomically(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that at any moment, a power loss included, `path` is the old file or the new one, whole."""
+@dataclass
+class Saved:
+    """What a checkpoint says of its run: the step, the seconds of training, the sizes of the files that grow."""
+
+    path: Path
+    step: int
+    seconds: float
+    sizes: dict[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> "Saved":
+        """Raises UserError: the file is damaged, or not a checkpoint to resume from."""
+        checkpoint = read_checkpoint(path)
+        try:
+            recorder = checkpoint["callbacks"]["Recorder"]
+            return cls(path, checkpoint["global_step"], recorder["seconds"], recorder["sizes"])
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: not a checkpoint that training can go on from") from None
+
+
+def abandoned(folder: Path) -> bool:
+    """Whether the trainer of this folder is gone: its lock is there and nobody has it."""
+    with suppress(OSError):
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+        finally:
+            os.close(file)
+    return False
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system has against writing there, as one line.
+
+    Raises:
+        UserError: the disk is full, the folder read-only, ...
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing(path: Path, previous: str | None = None) -> Iterator[IO[bytes]]:
+    """A file to write in. At any moment, a power loss included, `path` is the old file or the new one, whole.
+
+    Args:
+        path: what it will be.
+        previous: a name under which the old file stays.
+
+    Raises:
+        UserError: it cannot be written; `path` is what it was.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with writing(path):
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if previous and path.exists():
+                alias(path, previous)
+            os.replace(part, path)
+            _sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def save_atomically(checkpoint: dict[str, Any], path: Path, previous: str | None = None) -> None:
+    """Write a checkpoint, see `replacing`."""
     import torch
 
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    _sync_folder(path.parent)
+    with replacing(path, previous) as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # of closing the archive, after what it could not write
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def alias(path: Path, name: str) -> None:
     """Give a checkpoint another name in its folder, replacing what had it: a link where the file system has them."""
-    part = path.with_name(f".{name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:
-        shutil.copyfile(path, part)
-    os.replace(part, path.with_name(name))
+    target, part = path.with_name(name), path.with_name(f".{name}.part")
+    with writing(target):
+        if target.exists() and target.samefile(path):
+            return
+        part.unlink(missing_ok=True)
+        try:
+            os.link(path, part)
+            os.replace(part, target)
+        except OSError:
+            with path.open("rb") as old, replacing(target) as new:
+                shutil.copyfileobj(old, new)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ def command(runs: str, mixer: str, seed: int, options: list[str]) -> list[str] |
     name = f"{mixer.replace(',', '+').strip('[]').replace(' ', '')}-seed{seed}"
     argv = [*options, "--model.mixer", mixer, "--seed", str(seed), "--runs", runs, "--name", name]
     run = Run(Path(runs) / name)
-    if not (run.path / "metrics.csv").exists():
+    if not run.taken:
         return [sys.executable, str(TRAIN), *argv]
     if run.config() != parse(argv)[0]:
         raise UserError(f"{run.path} was made with other options; choose another --runs")

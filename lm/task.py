@@ -137,6 +137,9 @@ class Task(pl.LightningModule):
         checkpoint["carried"] = self.carried
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = (group for state in checkpoint["optimizer_states"] for group in state["param_groups"])
+        for old, new in zip(saved, make_optimizer(self.model, self.config.optim).param_groups, strict=True):
+            old |= {name: value for name, value in new.items() if name != "params"}  # the configuration has the say
         carried = checkpoint["carried"]
         self.carried = {
             part: tuple(tuple(tensor.to(self.device) for tensor in layer) for layer in state)

@@ -5,6 +5,8 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from tqdm import tqdm
 
-from lm.config import COPYING
+from lm.config import COPYING, UserError
 from lm.run import Run, alias, read_checkpoint, save_atomically
 from lm.sampling import generate
 from lm.task import Task
@@ -32,6 +34,26 @@ class Interrupted(Exception):
     """The user, or the system, asked to stop."""
 
 
+@contextmanager
+def failures() -> Iterator[None]:
+    """What a machine can have against a training, as one line.
+
+    Raises:
+        UserError: memory is short, or another process of this training is gone.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+            raise UserError(
+                "out of memory: lower data.batch_size, data.context or model.width, or raise trainer.accumulate"
+            ) from error
+        if torch.distributed.is_initialized() and "closed by peer" in text.lower():
+            raise UserError("another process of this training has died") from error
+        raise
+
+
 class Recorder(Callback):
     """Keeps the clock; writes metrics, samples and the summary; ends training when the budget is used up."""
 
@@ -43,6 +65,7 @@ class Recorder(Callback):
         self.last_row = (0, 0.0)  # step and seconds of the last row, for the speed
         self.latest: dict[str, float] = {}
         self.best: dict[str, float] = {}
+        self.best_step = 0  # of best["val/loss"]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -52,11 +75,13 @@ class Recorder(Callback):
             "last_row": self.last_row,
             "latest": self.latest,
             "best": self.best,
+            "best_step": self.best_step,
+            "sizes": self.run.settle() if self.task.global_rank == 0 else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.resumed_seconds = state.pop("seconds")
-        vars(self).update(state)
+        self.resumed_seconds = state["seconds"]
+        vars(self).update({name: value for name, value in state.items() if name not in ("seconds", "sizes")})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Task)
@@ -108,6 +133,8 @@ class Recorder(Callback):
         values = self.task.validation_results()
         self.require_sane(values["val/loss"], "validation", trainer.global_step)
         self._write(trainer, values)
+        if values["val/loss"] <= self.best.get("val/loss", math.inf):
+            self.best_step = trainer.global_step
         for name, better in BETTER.items():
             if name in values:
                 self.best[name] = better(values[name], self.best.get(name, values[name]))
@@ -191,46 +218,57 @@ class Checkpoints(Callback):
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous_handlers[number] = signal.signal(number, self._signal)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._keep_best(trainer)  # a crash may have come between the two names
+
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
     def _signal(self, number: int, frame: Any) -> None:
         """Finish the step, save, stop. A second signal acts at once."""
+        if self.signalled and number == signal.SIGINT:
+            raise Interrupted
         self.signalled = True
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
         tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         config = pl_module.config
         whole_step = batch["part"] + 1 == config.trainer.accumulate
         validates_next = trainer.should_stop or trainer.global_step % config.eval.every == 0  # and saves
-        if self.signalled and whole_step and not validates_next:
+        if whole_step and not validates_next and self._asked_to_stop(trainer):
             self.recorder.require_sane(outputs["loss"].item(), "training", trainer.global_step)
             self._save(trainer)
             raise Interrupted
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        loss = self.recorder.latest["val/loss"]
         pl_module.clock.stop()
         self._save(trainer)
-        if trainer.is_global_zero and loss <= self.recorder.best["val/loss"]:
-            alias(self.folder / "last.ckpt", "best.ckpt")
+        self._keep_best(trainer)
         pl_module.clock.start()
-        if self.signalled and not trainer.should_stop:
+        if not trainer.should_stop and self._asked_to_stop(trainer):
             raise Interrupted
 
+    def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has a signal: they must leave training after the same step."""
+        return trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.is_global_zero and (self.folder / "last.ckpt").exists():
-            alias(self.folder / "last.ckpt", "previous.ckpt")
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+
+    def _keep_best(self, trainer: pl.Trainer) -> None:
+        """Name the checkpoint of this step the best, if it is."""
+        if trainer.is_global_zero and 0 < self.recorder.best_step == trainer.global_step:
+            alias(self.folder / "last.ckpt", "best.ckpt")
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Checkpoints that are whole or absent, and are read as data."""
+    """Checkpoints that are whole or absent, and are read as data; a new one keeps the one before it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save_atomically(checkpoint, path)
+        save_atomically(checkpoint, path, "previous.ckpt")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read_checkpoint(path)

@@ -1,6 +1,5 @@
 """The run folder: rows cut back, whole checkpoints, what load takes and refuses."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,20 +8,20 @@ import torch
 
 from lm import load
 from lm.config import UserError
-from lm.run import AXES, VALUES, Run, alias, read_checkpoint, save_atomically
+from lm.run import Run, alias, read_checkpoint, save_atomically
 
 
-def test_rows_and_samples_after_the_checkpoint_and_broken_rows_are_cut(tmp_path):
-    header, rows = "step,chars\n", ["10,1\n", "20,2\n", "30,3\n", "30,"]
-    (tmp_path / "metrics.csv").write_text(header + "".join(rows))
-    lines = [
-        json.dumps({"step": step, "prompt": "", "text": "a\u2028b"}, ensure_ascii=False) + "\n" for step in (10, 30)
-    ]
-    (tmp_path / "samples.jsonl").write_text("".join(lines) + '{"step": 4', encoding="utf-8")
-    Run(tmp_path).cut_back(20)
-    kept = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert kept == [",".join(AXES + VALUES), *(row + "," * (len(AXES + VALUES) - 2) for row in ("10,1", "20,2"))]
-    assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8") == lines[0]
+def test_rows_and_samples_after_the_checkpoint_and_broken_rows_are_cut(run_train):
+    run = Run(run_train("a", "--trainer.max_steps", "3"))
+    files = [run.path / "metrics.csv", run.path / "samples.jsonl"]
+    before = [file.read_bytes() for file in files]
+    saved = run.newest_checkpoint()
+    for file in files:
+        with file.open("ab") as end:
+            end.write('40,2\n{"a\u2028b": 1}\n50,'.encode())
+    run.resume(run.config(), run.tokenizer(), saved, {})
+    assert [file.read_bytes() for file in files] == before
+    run.unlock()
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
@@ -31,11 +30,30 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
 
     class Broken:
         def __reduce__(self):
-            raise OSError("disk full")
+            raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"cannot write .*last.ckpt: No space left on device"):
         save_atomically({"value": Broken()}, path)
-    assert torch.load(path, weights_only=True) == {"value": 1}
+    assert torch.load(path, weights_only=True) == {"value": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_checkpoint_before_stays_under_its_name(tmp_path):
+    path = tmp_path / "last.ckpt"
+    for value in range(3):
+        save_atomically({"value": value}, path, "previous.ckpt")
+    assert torch.load(path, weights_only=True) == {"value": 2}
+    assert torch.load(tmp_path / "previous.ckpt", weights_only=True) == {"value": 1}
+
+
+def test_without_links_names_are_copies(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    save_atomically({"value": 1}, tmp_path / "last.ckpt")
+    alias(tmp_path / "last.ckpt", "best.ckpt")
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True) == {"value": 1}
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
 def test_alias_is_independent_of_a_later_save(tmp_path):

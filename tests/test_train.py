@@ -46,6 +46,7 @@ def assert_same_end(a: Path, b: Path) -> None:
 def test_what_a_run_leaves(run_train, capsys):
     run = run_train("a", "--trainer.max_steps", "45", "--eval.every", "20", "--log.every", "10")
     assert sorted(p.name for p in run.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "environment.json",

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lm.config import UserError
-from lm.run import AXES, VALUES
+from lm.run import AXES, VALUES, abandoned
 
 NAN = float("nan")
 LOSSES = ("val/loss", "val/loss_streaming")
@@ -183,7 +183,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _stamp(folder: Path) -> Stamp:
-    return tuple(_size_and_time(folder / name) for name in FILES)
+    return (*(_size_and_time(folder / name) for name in FILES), (abandoned(folder), 0))
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -206,6 +206,8 @@ def read_run(path: Path) -> RunData:
     run = RunData(path, path.name)
     run.config = _read_config(path / "config.yaml", run.problems)
     run.summary = _read_json(path / "summary.json")
+    if run.summary.get("status") == "running" and abandoned(path):
+        run.summary["status"] = "stopped"
     run.columns = _read_metrics(path / "metrics.csv", run.problems)
     run.samples = _read_samples(path / "samples.jsonl")
     if tokenizer := _text(path / "tokenizer.json"):

@@ -1,0 +1,281 @@
+"""Kill trainings with -9 and compare what they come to with one that nobody disturbed, to the bit.
+
+    python -m tests.crash --kills 30               at random moments
+    python -m tests.crash --kills 0 --calls all    at every call that changes what is on the disk, before and after it
+
+A kill lands anywhere in the life of the process: start-up, the first build of the kernels, steps, validation, the
+writing of files. Then the command is given again (`--resume`, or the first one where there is no run yet), and killed
+again; a run that finishes is compared, and the next begins. Prints a table in Markdown; exit code 1 if a run differs.
+
+Imports take longer than such a training, so that most trainings are forks of this process, which has done them; one in
+five random kills hits a process of its own.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import functools
+import mmap
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train
+from lm import native, task, training
+from lm.corpus import DATA, read_text
+from lm.run import read_checkpoint
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("train_seconds", "chars_per_second")
+EXACT = "--trainer.max_steps 60 --eval.every 6 --log.every 4 --model.dropout 0.1".split()
+STREAMS = "--data.sampling streams --trainer.accumulate 2".split()
+CALLS = ("open", "replace", "fsync", "link", "mkdir", "unlink")
+"""Functions of `os` whose calls, and the writing that comes between them, change what is on the disk."""
+
+
+# ---------------------------------------------------------------- what a run has come to
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without times and speeds."""
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """What two runs differ in: weights and optimiser to the bit, rows, samples, best weights, names of files."""
+    found = []
+    for name in ("last.ckpt", "best.ckpt"):
+        first, second = (read_checkpoint(run / "checkpoints" / name) for run in (a, b))
+        for key in ("state_dict", "optimizer_states", "global_step", "carried"):
+            if not _equal(first[key], second[key]):
+                found.append(f"{key} of {name}")
+    if metrics(a) != metrics(b):
+        found.append("metrics.csv")
+    if (a / "samples.jsonl").read_bytes() != (b / "samples.jsonl").read_bytes():
+        found.append("samples.jsonl")
+    files = [{str(path.relative_to(run)) for path in run.rglob("*")} for run in (a, b)]
+    return found + sorted(files[0] ^ files[1])
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+# ---------------------------------------------------------------- trainings that can be killed
+
+
+class Kit:
+    """A folder with a corpus, the options of a training, and what it comes to if left alone."""
+
+    def __init__(self, folder: Path, options: list[str]) -> None:
+        self.folder = folder
+        corpus = folder / "corpus.txt"
+        corpus.write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
+        self.options = [*SMALL, "--data.corpus", str(corpus), "--runs", str(folder), *options]
+        self.whole = folder / "whole"
+        self.phase = mmap.mmap(-1, 32)
+        """What the last child was doing, in its own words."""
+
+    def command(self, name: str) -> list[str]:
+        """What starts this run, or goes on with it."""
+        if (self.folder / name / "config.yaml").exists():
+            return ["--resume", str(self.folder / name)]
+        return [*self.options, "--name", name]
+
+    def fork(self, name: str, prepare: Callable[[], None] = lambda: None) -> int:
+        """Train in a fork of this process, with an empty cache of kernels. Returns its id."""
+        argv = self.command(name)
+        if child := os.fork():
+            return child
+        try:
+            with (self.folder / "screen.txt").open("a") as screen:
+                os.dup2(screen.fileno(), 2)
+            os.environ["XDG_CACHE_HOME"] = str(self.folder / f"cache-{name}")
+            note_phases(self.phase)
+            prepare()
+            os._exit(train.main(argv))
+        finally:
+            os._exit(1)
+
+    def spawn(self, name: str) -> subprocess.Popen:
+        """Train in a process of its own, with an empty cache of kernels."""
+        self.phase[:] = b"a process of its own".ljust(32)
+        words = [sys.executable, str(ROOT / "train.py"), *self.command(name)]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(self.folder / f"cache-{name}")}
+        with (self.folder / "screen.txt").open("a") as screen:
+            return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=screen)
+
+    def finish(self, name: str) -> float:
+        """Train to the end. Returns the seconds that it took."""
+        before = time.monotonic()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.fork(name), 0)[1])
+        if code:
+            raise SystemExit(f"{self.folder / name} ended with {code}:\n{(self.folder / 'screen.txt').read_text()}")
+        return time.monotonic() - before
+
+    def verdict(self, name: str) -> list[str]:
+        """What a finished run differs in from the undisturbed one. One that does not is deleted."""
+        found = differences(self.folder / name, self.whole)
+        if not found:
+            shutil.rmtree(self.folder / name)
+            shutil.rmtree(self.folder / f"cache-{name}")
+        return found
+
+
+def note_phases(phase: mmap.mmap) -> None:
+    """Let this process say where it is, for the report."""
+
+    def during(text: str, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            before, phase[:] = phase[:], text.encode().ljust(32)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                phase[:] = before
+
+        setattr(owner, name, noting)
+
+    phase[:] = b"start-up".ljust(32)
+    during("building the kernels", native, "_compile")
+    during("steps", task.Task, "on_train_batch_start")
+    during("validation and samples", training.Recorder, "on_validation_end")
+    during("writing a checkpoint", training, "save_atomically")
+    for name in ("on_train_batch_start", "on_validation_start"):
+        text = b"steps" if "train" in name else b"validation and samples"
+        enter(training.Checkpoints, name, phase, text)
+
+
+def enter(owner: type, name: str, phase: mmap.mmap, text: bytes) -> None:
+    """Let a hook of Lightning's begin a phase."""
+
+    def hook(self: Any, *args: Any) -> None:
+        phase[:] = text.ljust(32)
+
+    setattr(owner, name, hook)
+
+
+def kill_at_random(kit: Kit, name: str, life: float, own_process: bool, chance: random.Random) -> str | None:
+    """Start or resume a run, and kill it within its life. Returns the phase it was in, None if it was done before."""
+    if own_process:
+        before = time.monotonic()
+        process = kit.spawn(name)
+        time.sleep(max(0.0, chance.uniform(0, life + 6) - time.monotonic() + before))  # 6 s: imports
+        process.send_signal(signal.SIGKILL)
+        return None if process.wait() == 0 else "a process of its own"
+    child = kit.fork(name)
+    time.sleep(chance.uniform(0, life))
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    return kit.phase[:].decode().strip() if os.WIFSIGNALED(status) else None
+
+
+# ---------------------------------------------------------------- at every call
+
+
+def kill_at_call(number: int, after: bool, count: mmap.mmap) -> None:
+    """Let this process die at the call of this number of any of CALLS, before it or just after it."""
+
+    def watch(name: str) -> None:
+        function = getattr(os, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            mine = int.from_bytes(count[:8], "little")
+            count[:8] = (mine + 1).to_bytes(8, "little")
+            if mine == number and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            if mine == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(os, name, watched)
+
+    for name in CALLS:
+        watch(name)
+
+
+def sweep_calls(kit: Kit, wanted: int | None, chance: random.Random) -> Iterator[tuple[str, list[str]]]:
+    """Kill a run at each call (or so many of them), finish it, and compare. Yields the moment and the differences."""
+    count = mmap.mmap(-1, 8)
+    os.waitpid(kit.fork("counted", lambda: kill_at_call(-1, False, count)), 0)
+    shutil.rmtree(kit.folder / "counted")
+    moments = [(n, after) for n in range(int.from_bytes(count[:8], "little")) for after in (False, True)]
+    for n, after in moments if wanted is None else chance.sample(moments, wanted):
+        count[:8] = bytes(8)
+        os.waitpid(kit.fork("cut", functools.partial(kill_at_call, n, after, count)), 0)
+        kit.finish("cut")
+        yield f"{'after' if after else 'before'} call {n}", kit.verdict("cut")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def kill_randomly(kit: Kit, kills: int, own: int, chance: random.Random, tally: collections.Counter) -> list[str]:
+    """Kill until there are so many, run after run; every fifth (if own is 5) in a process of its own."""
+    life, wrong, run, done = kit.finish("first"), [], 0, 0
+    wrong += kit.verdict("first")
+    while done < kills:
+        phase = kill_at_random(kit, f"run{run}", life, own > 0 and done % own == own - 1, chance)
+        if phase is not None:
+            done += 1
+            tally[phase] += 1
+        if phase is None or done == kills:
+            kit.finish(f"run{run}")
+            wrong += (found := kit.verdict(f"run{run}"))
+            print(f"run {run}: {', '.join(found) or 'identical'} after {done} kills", file=sys.stderr, flush=True)
+            run += 1
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30, help="kills at random moments (default: 30)")
+    parser.add_argument("--calls", default="0", help="kills at calls that write: a number, or all")
+    parser.add_argument("--own", type=int, default=5, help="every so many random kills, a process of its own; 0: none")
+    parser.add_argument("--streams", action="store_true", help="carry the state from batch to batch, in two parts")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    chance, tally, wrong = random.Random(arguments.seed), collections.Counter(), []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack():
+        kit = Kit(Path(folder), EXACT + STREAMS * arguments.streams)
+        kit.finish("whole")
+        if arguments.kills:
+            wrong += kill_randomly(kit, arguments.kills, arguments.own, chance, tally)
+        if arguments.calls != "0":
+            for moment, found in sweep_calls(kit, None if arguments.calls == "all" else int(arguments.calls), chance):
+                tally["a call that writes"] += 1
+                if found:
+                    print(f"{moment}: {', '.join(found)}", file=sys.stderr)
+                wrong += found
+    print("| killed during | times |\n|---|---|")
+    print("\n".join(f"| {phase} | {times} |" for phase, times in tally.most_common()))
+    print(f"\n{sum(tally.values())} kills in {time.monotonic() - began:.0f} s; ", end="")
+    print(f"{len(wrong)} differences" if wrong else "every run came to the same end, to the bit")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
