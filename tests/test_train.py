@@ -113,6 +113,7 @@ def test_every_mixer_trains(run_train, mixer, precision):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch's compiler warns of torch
 def test_a_compiled_model_trains_alike(run_train):
     options = ("--trainer.max_steps", "8", "--eval.sample_chars", "0")
     plain, compiled = run_train("plain", *options), run_train("compiled", *options, "--model.compile", "true")
