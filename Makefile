@@ -14,6 +14,12 @@ results: .venv/ready
 	$(BIN)/python -m lm.sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
 	$(BIN)/python -m lm.compare runs/comparison --insert README.md
 
+# The paper's language modelling and selective copying, scaled for two cores; finished runs are skipped.
+LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml)
+paper: .venv/ready
+	$(BIN)/python -m lm.sweep --configs $(LM) --seeds 1 2 3 --runs runs/paper_lm
+	$(BIN)/python -m lm.sweep --configs configs/paper_cpu/copying_*.yaml --vary model.layers 1 2 3 --runs runs/paper_copying
+
 # docs/performance.md, measured on this machine: leave it alone for half an hour meanwhile. BENCHES="cell train" does some.
 BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs/numerics.png" sample parameters overhead
 performance: .venv/ready-test
@@ -33,4 +39,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results performance lint
+.PHONY: train test results paper performance lint

@@ -167,6 +167,7 @@ class Packed:
 
     def _layer(self, block: Block) -> Layer:
         mixer, mlp = cast(MinGRU, block.mixer), block.mlp
+        assert mlp and block.norm_mlp
         taps, tap, tap_bias = 0, None, None
         if mixer.convolution is not None:
             taps = mixer.convolution.size
@@ -231,8 +232,8 @@ def require_supported(model: nn.Module) -> None:
     for block in model.blocks:
         if type(block.mixer) not in CELLS:
             raise UnsupportedError(f"the mixer {type(block.mixer).__name__} has no native step")
-        if block.mlp.kind not in MLPS:
-            raise UnsupportedError(f"the MLP {block.mlp.kind} has no native step")
+        if block.mlp is None or block.mlp.kind not in MLPS:
+            raise UnsupportedError(f"the MLP {block.mlp and block.mlp.kind} has no native step")
     norms = [model.norm, *(norm for block in model.blocks for norm in (block.norm_mixer, block.norm_mlp))]
     if any(type(norm) is not nn.RMSNorm or norm.weight is None or norm.eps != model.norm.eps for norm in norms):
         raise UnsupportedError("a norm is not RMSNorm")

@@ -62,6 +62,7 @@ def test_impossible_problems_are_refused(options, message, capsys):
 
 def test_a_block_without_mlp_is_its_mixer_alone():
     from lm.model import LanguageModel
+    from lm.packed import pack
 
     config = Config().model
     config.mlp = "none"
@@ -70,6 +71,7 @@ def test_a_block_without_mlp_is_its_mixer_alone():
     block, x = model.blocks[0], torch.randn(2, 5, config.width)
     assert torch.equal(block(x)[0], x + block.mixer(block.norm_mixer(x))[0])
     assert model.flops(10) > 0
+    assert pack(model) is model  # the native decoder has no such block
 
 
 def test_a_run_resumes_exactly_and_the_other_programs_read_it(run_train, capsys):

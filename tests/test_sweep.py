@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lm import sweep
+from lm.config import parse
 from lm.run import Run
 from tests.conftest import SMALL
 
@@ -44,3 +45,32 @@ def test_sweep_skips_resumes_and_reports(run_sweep, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_sweep("--trainer.max_steps", "7")
     assert "was made with other options" in capsys.readouterr().err
+
+
+def test_configurations_at_several_values(tmp_path):
+    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for file, mixer in zip(files, ("mingru", "minlstm"), strict=True):
+        file.write_text(f"model: {{mixer: {mixer}, width: 64, layers: 3}}\nseed: 7\n")
+    own = sweep.make_parser().parse_args(["--configs", *map(str, files), "--vary", "model.layers", "1", "2"])
+    found = {name: parse(argv)[0] for name, argv in sweep.runs(own, ["--trainer.max_steps", "2"])}
+    assert set(found) == {f"{name}-layers{n}-seed1" for name in ("one", "two") for n in (1, 2)}
+    model = found["two-layers1-seed1"].model
+    assert (model.mixer, model.layers, model.width) == ("minlstm", 1, 64)
+    assert all((config.name, config.seed, config.trainer.max_steps) == (name, 1, 2) for name, config in found.items())
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([], "give --mixers or --configs"),
+        (["--mixers", "gru", "--vary", "model.layers"], "--vary model.layers needs values"),
+        (["--configs", "nowhere.yaml"], "nowhere.yaml"),
+        (["--mixers", "gru", "--vary", "model.depth", "2"], "unknown option --model.depth"),
+    ],
+)
+def test_nothing_to_train_is_refused(own, message, tmp_path, capfd):
+    try:
+        code = sweep.main([*own, "--runs", str(tmp_path / "none"), "--", "--log.wandb", "disabled"])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2 and message in capfd.readouterr().err
