@@ -10,14 +10,18 @@ from pathlib import Path
 from lm.config import UserError
 
 
-def insert(path: Path, mark: str, text: str) -> None:
+def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
     """Replace what stands between the lines `<!-- MARK: begin -->` and `<!-- MARK: end -->` of a document.
+
+    Args:
+        fence: what makes plain text of it; empty for text that is Markdown itself.
 
     Raises:
         UserError: it has no such lines, or cannot be read or written.
     """
     before, after = halves(path, mark)
-    path.write_text(f"{before}```text\n{text.strip()}\n```\n{after}", encoding="utf-8")
+    begin, end = (f"{fence}text\n", f"{fence}\n") if fence else ("\n", "\n")
+    path.write_text(f"{before}{begin}{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
 def halves(path: Path, mark: str) -> tuple[str, str]:

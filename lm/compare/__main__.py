@@ -32,7 +32,9 @@ def make_parser() -> Parser:
     parser.add_argument("--html", type=str, help="write one self-contained page")
     parser.add_argument("--png", type=str, help="write the loss curves as a picture")
     parser.add_argument("--json", type=str, help="write the tables for other programs; - for standard output")
-    parser.add_argument("--insert", type=str, help="put the tables between the results marks of this document")
+    parser.add_argument(
+        "--insert", type=str, help="put the tables into this document, between its marks `results`, or FILE#MARK"
+    )
     parser.add_argument("--csv", type=str, help="write a row for each run; - for standard output")
     parser.add_argument("--text", action="store_true", help="draw the loss curves in the terminal")
     parser.add_argument("--target", type=float, help="loss to reach (default: the worst run's best)")
@@ -96,7 +98,8 @@ def show(reader: Reader, options: Any) -> int:
     write(options.json, lambda: json.dumps(everything, indent=2, allow_nan=False) + "\n")
     write(options.csv, lambda: as_csv(everything["runs"]))
     if options.insert:
-        insert(Path(options.insert), "results", "\n".join(report(groups, target, options)))
+        document, _, mark = options.insert.partition("#")
+        insert(Path(document), mark or "results", "\n".join(report(groups, target, options)))
     write(options.html, lambda: as_page(groups, notes, options))
     if options.png:
         from lm.compare.picture import save_png

@@ -1,0 +1,63 @@
+"""The table of the paper's claims, from run folders and numbers made up here."""
+
+import json
+
+import pytest
+
+from lm import reproduction
+from tests.fake_runs import axes_of, csv_row, fake_run
+
+
+def make_run(folder, name, losses):
+    """A finished run with a validation every ten steps."""
+    path = fake_run(folder, name, rows=1, validations=0)
+    with (path / "metrics.csv").open("a") as file:
+        for n, loss in enumerate(losses, start=1):
+            file.write(csv_row(axes_of("mingru", 10 * n), {"val/loss": loss}) + "\n")
+
+
+@pytest.fixture
+def table(tmp_path, capsys):
+    """The rows of the table, by their claim."""
+
+    def call(*options: str) -> dict[str, list[str]]:
+        folders = [f"--{name}={tmp_path / name}" for name in ("language", "copying", "length", "parameters")]
+        assert reproduction.main([*folders, *options]) == 0
+        lines = capsys.readouterr().out.splitlines()[2:]
+        return {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (x.split("|") for x in lines)}
+
+    return call
+
+
+def test_what_is_not_measured_says_so(table):
+    rows = table()
+    assert len(rows) >= 13 and all(row[1] == reproduction.MISSING and row[2] == "-" for row in rows.values())
+
+
+def test_steps_to_the_transformers_best(table, tmp_path):
+    for system, losses in {"mingru": [2.0, 1.6, 1.5], "transformer": [2.2, 1.9, 1.6]}.items():
+        for seed in (1, 2):
+            make_run(tmp_path / "language", f"{system}-seed{seed}", losses)
+    rows = table()
+    (key,) = (key for key in rows if key.startswith("mingru: steps"))
+    assert key.endswith("1.6000") and "1.5 x fewer" in rows[key][1] and rows[key][2] == "fewer, but less so"
+    assert rows["Shakespeare, mingru: loss"][1] == "1.500 +- 0.000 (2 seeds)"
+    assert rows["Shakespeare, mingru: loss"][2].startswith("0.100 better than the Transformer")
+
+
+def test_speed_and_memory(table, tmp_path):
+    times = {"mingru": [0.001], "gru_reference": [0.2], "gru": [0.005]}
+    results = [{"name": name, "T": 512, "times": t, "bytes": len(name)} for name, t in times.items()]
+    numbers = {"results": results, "conditions": {"machine": "this"}}
+    (tmp_path / "length").write_text(json.dumps(numbers))
+    rows = table()
+    speed = rows["mingru trains so many times as fast as the step-by-step gru, length 512"]
+    assert speed[1:3] == ["200.0 x gru_reference, 5.0 x gru", "agrees"]
+    assert rows["mingru takes more memory than gru_reference"][1] == "-54 %"
+
+
+def test_numbers_that_are_none(tmp_path, capsys):
+    (tmp_path / "length").write_text("{")
+    with pytest.raises(SystemExit) as exit:
+        reproduction.main([f"--length={tmp_path / 'length'}"])
+    assert exit.value.code == 2 and "not a benchmark's numbers" in capsys.readouterr().err
