@@ -108,7 +108,7 @@ def test_a_row_being_written_is_left_for_later(tmp_path):
 def test_damaged_rows_are_left_out_and_counted(tmp_path):
     path = fake_run(tmp_path, "a", rows=20, validations=0)
     lines = (path / "metrics.csv").read_text().splitlines()
-    lines[5:5] = ["\0\0\0", "what,is,this", ",".join(["x"] * len(AXES + VALUES)), ",,,,,,,,,,,"]
+    lines[5:5] = ["\0\0\0", "what,is,this", ",".join(["x"] * len(AXES + VALUES)), "," * (len(AXES + VALUES) - 1)]
     (path / "metrics.csv").write_text("\n".join(lines) + "\n")
     run = read_run(path)
     assert run.columns["step"] == [10.0 * i for i in range(1, 21)]
