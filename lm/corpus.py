@@ -1,5 +1,6 @@
 """Corpora: from a name, path, glob or Hub id to one flat array of character ids, split 90/10 by position."""
 
+import codecs
 import difflib
 import glob
 import hashlib
@@ -7,9 +8,12 @@ import json
 import lzma
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -223,3 +227,27 @@ def _column(table, config: DataConfig, name: str) -> Iterator[str]:  # type: ign
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_pieces(path: Path | None, size: int = 1 << 20) -> Iterator[str]:
+    """A text of any length, in pieces of at most `size` bytes: a UTF-8 file, perhaps compressed with xz, or stdin.
+
+    Raises:
+        UserError: as `read_text`.
+    """
+    name = path or "stdin"
+    decoder, first = codecs.getincrementaldecoder("utf-8")(), True
+    try:
+        opened: Any = nullcontext(sys.stdin.buffer)
+        if path is not None:
+            opened = lzma.open(path) if path.suffix == ".xz" else path.open("rb")  # noqa: SIM115
+        with opened as source:
+            while raw := source.read(size):
+                text = decoder.decode(raw)
+                yield text.removeprefix("\ufeff") if first else text
+                first = first and not text
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 text ({error.reason}); convert it first with iconv") from None
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None

@@ -35,8 +35,12 @@ from lm.config import Config, UserError, from_yaml
 from lm.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lm.model import LanguageModel
 
+PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained"
+"""The small model that comes with this program, as `lm.export` wrote it."""
 AXES = ("step", "chars", "train_seconds", "flops")
 """What every row of metrics.csv has: any of them can be the x-axis."""
 VALUES = (
@@ -266,6 +270,14 @@ class Run:
             return value if isinstance(value, dict) else {}
         return {}
 
+    def losses_at(self, step: int) -> dict[str, float]:
+        """The validation's values in the row of metrics.csv of this step; {} if there was no validation."""
+        with suppress(OSError, ValueError), (self.path / "metrics.csv").open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["step"] == str(step) and row["val/loss"]:
+                    return {name: float(row[name]) for name in VALUES if name.startswith("val/")}
+        return {}
+
     def update_summary(self, **values: Any) -> None:
         self.write("summary.json", json.dumps(self.summary() | values, indent=2) + "\n")
 
@@ -410,10 +422,11 @@ def load(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer]":
     """A trained model in eval mode on the CPU, and its tokenizer.
 
     Args:
-        path: a run folder (its best checkpoint), a name under `runs`, or a checkpoint file.
+        path: a run folder (its best checkpoint), a name under `runs`, a checkpoint file, a folder that `lm.export`
+            wrote, or "pretrained" for the small model that comes with this program.
 
     Raises:
-        UserError: there is nothing to load there.
+        UserError: there is nothing to load there, or it does not fit together.
     """
     model, tokenizer, _ = load_with_config(path)
     return model, tokenizer
@@ -423,27 +436,74 @@ def load_with_config(path: str | os.PathLike[str]) -> "tuple[LanguageModel, Char
     """As `load`, with the configuration of the run."""
     from lm.model import LanguageModel
 
-    checkpoint = read_checkpoint(_checkpoint_file(os.fspath(path)))
-    config = from_yaml(checkpoint["config"])
-    tokenizer = CharTokenizer(checkpoint["characters"])
-    model = LanguageModel(len(tokenizer), config.model)
-    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: its weights do not fit its configuration: {reason}") from None
-    return model.eval(), tokenizer, config
+    saved = read_trained(locate(os.fspath(path)))
+    model = LanguageModel(len(saved.tokenizer), saved.config.model)
+    if problem := _mismatch(saved, model.state_dict()):
+        raise UserError(f"{saved.path}: its weights do not fit its configuration: {problem}")
+    model.load_state_dict(saved.weights)
+    return model.eval(), saved.tokenizer, saved.config
 
 
-def _checkpoint_file(path: str) -> Path:
-    if Path(path).is_file():
-        return Path(path)
-    run = Run.find(path)
-    for name in ("best.ckpt", "last.ckpt", "previous.ckpt"):
-        if (run.checkpoints / name).exists():
-            return run.checkpoints / name
+def locate(name: str, runs: str = "runs") -> Path:
+    """The checkpoint file or export folder that a name or path means; an empty name means the newest run.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    if name and path.is_file():
+        return path.parent if path.name == "model.safetensors" else path
+    if name and (path / "model.safetensors").is_file():
+        return path
+    if name == PRETRAINED.name and not any((folder / "config.yaml").is_file() for folder in (path, Path(runs) / name)):
+        return PRETRAINED
+    run = Run.find(name, runs)
+    for checkpoint in ("best.ckpt", "last.ckpt", "previous.ckpt"):
+        if (run.checkpoints / checkpoint).exists():
+            return run.checkpoints / checkpoint
     raise UserError(f"{run.path}: no checkpoint there yet")
+
+
+@dataclass
+class Trained:
+    """What a checkpoint or an export holds."""
+
+    path: Path
+    weights: "dict[str, Tensor]"
+    config: Config
+    tokenizer: CharTokenizer
+    about: dict[str, Any]
+    """where it comes from: of an export its provenance, of a checkpoint its step"""
+
+
+def read_trained(path: Path) -> Trained:
+    """Read a checkpoint file or an export folder.
+
+    Raises:
+        UserError: it is missing, damaged, or not one of these.
+    """
+    if path.is_dir():
+        from lm.export import read_export
+
+        return read_export(path)
+    checkpoint = read_checkpoint(path)
+    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    tokenizer = CharTokenizer(checkpoint["characters"])
+    return Trained(path, weights, from_yaml(checkpoint["config"]), tokenizer, {"step": checkpoint.get("global_step")})
+
+
+def _mismatch(saved: Trained, expected: "dict[str, Tensor]") -> str:
+    """The first thing that weights miss, have too many, or have in another shape; empty where all fit."""
+    rows, ids = len(saved.weights.get("embedding.weight", ())), len(saved.tokenizer)
+    if rows and rows != ids:
+        return f"they are for {rows} ids and the tokenizer has {ids}"
+    for name in sorted(expected.keys() ^ saved.weights.keys()):
+        return f"{name} is {'missing' if name in expected else 'not a weight of this model'}"
+    for name, weight in saved.weights.items():
+        if weight.shape != expected[name].shape or not weight.is_floating_point():
+            found, right = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (weight, expected[name]))
+            return f"{name} is {found}, not {right}"
+    return ""
 
 
 def environment() -> dict[str, Any]:
