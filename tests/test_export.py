@@ -1,0 +1,147 @@
+"""An exported folder: bit for bit what the run holds, whole or absent, and refused where it does not fit together."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import generate
+from lm import evaluate, load
+from lm.config import UserError
+from lm.export import FORMAT, export, main
+from lm.run import read_checkpoint
+
+
+@pytest.fixture
+def run(run_train, capsys):
+    path = run_train("a", "--trainer.max_steps", "20", "--eval.every", "10")
+    capsys.readouterr()
+    return path
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+    export(run, tmp_path / "e")
+    return tmp_path / "e"
+
+
+def same(a, b):
+    first, second = a[0].state_dict(), b[0].state_dict()
+    assert first.keys() == second.keys() and a[1].characters == b[1].characters
+    return all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+@pytest.mark.parametrize("mixer", ["mingru", "[minlstm, attention]", "[mamba, s4d]", "lstm"])
+def test_a_round_trip_is_exact(run_train, tmp_path, mixer):
+    run = run_train("m", "--trainer.max_steps", "2", "--model.mixer", mixer)
+    for source in (run, run / "checkpoints" / "last.ckpt", tmp_path / "e0"):
+        folder = tmp_path / f"e{len(list(tmp_path.glob('e*')))}"
+        export(source, folder)
+        assert same(load(folder), load(run)) and same(load(folder / "model.safetensors"), load(run))
+
+
+def test_best_and_last(run, tmp_path):
+    for which in ("best", "last"):
+        main([str(run), str(tmp_path / which), "--which", which])
+        assert same(load(tmp_path / which), load(run / "checkpoints" / f"{which}.ckpt"))
+        assert sorted(p.name for p in (tmp_path / which).iterdir()) == [
+            "README.md",
+            "config.yaml",
+            "model.safetensors",
+            "tokenizer.json",
+        ]
+
+
+def test_the_commands_take_a_folder(run, exported, capsys):
+    for call in (evaluate.main, lambda words: generate.main([*words, "--chars", "30"])):
+        call([str(run)])
+        expected = capsys.readouterr().out
+        call([str(exported)])
+        assert capsys.readouterr().out == expected
+
+
+def test_the_card_says_where_it_comes_from(run, exported):
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    summary = json.loads((run / "summary.json").read_text())
+    loss = summary["best"]["val/loss"]
+    assert f"windowed loss {loss:.4f} nats" in card and "step 20" in card or "step 10" in card
+    assert "python " in card and f"{summary['parameters']:,} parameters" in card
+    assert str(run.parent.parent.parent) not in (exported / "model.safetensors").read_bytes()[:4000].decode(
+        "latin-1"
+    ) or ("--data.corpus" in card)
+
+
+def test_bfloat16_is_half_the_size(run, exported, tmp_path):
+    export(exported, tmp_path / "half", weights="bfloat16")
+    size, half = ((folder / "model.safetensors").stat().st_size for folder in (exported, tmp_path / "half"))
+    assert half < 0.6 * size
+    for name, weight in load(tmp_path / "half")[0].state_dict().items():
+        assert torch.equal(weight, load(run)[0].state_dict()[name].bfloat16().float())
+    assert "rounded from" in (tmp_path / "half" / "README.md").read_text()
+
+
+def test_an_existing_folder_is_left_alone(run, exported, capsys):
+    before = {p.name: p.read_bytes() for p in exported.iterdir()}
+    with pytest.raises(SystemExit):
+        main([str(run), str(exported)])
+    assert "exists; give another folder" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in exported.iterdir()} == before
+
+
+def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*No space left"):
+        export(run, tmp_path / "e")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_does_not_fit_is_refused(exported):
+    path = exported / "model.safetensors"
+    weights = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+
+    def refuse(message, changed=weights, **changes):
+        save_file(changed, path, metadata | changes)
+        with pytest.raises(UserError, match=message) as error:
+            load(exported)
+        assert "\n" not in str(error.value)
+
+    name = "blocks.0.mlp.up.weight"
+    refuse(f"{name} is missing", {k: v for k, v in weights.items() if k != name})
+    refuse("blocks.9.x is not a weight of this model", weights | {"blocks.9.x": torch.zeros(1)})
+    refuse(f"{name} is float32 .2, 2., not float32", weights | {name: torch.zeros(2, 2)})
+    refuse(f"{name} is int64", weights | {name: weights[name].long()})
+    refuse("they are for 5 ids", weights | {"embedding.weight": torch.zeros(5, 32)})
+    refuse("newer version", version="2")
+    refuse("not exported by this program", format="pt")
+    refuse("damaged", about="{")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="damaged"):
+        load(exported)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.json"])
+def test_a_folder_that_is_not_whole_is_refused(exported, name):
+    (exported / name).unlink()
+    with pytest.raises(UserError):
+        load(exported)
+    if name != "model.safetensors":
+        (exported / name).write_bytes(b"\xff\x00: [")
+        with pytest.raises(UserError, match=name):
+            load(exported)
+
+
+def test_a_checkpoint_is_named_in_the_metadata(run, exported):
+    with safe_open(exported / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["about"])
+    assert metadata["format"] == FORMAT and about["run"] == "a"
+    assert about["step"] == read_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"]

@@ -1,0 +1,115 @@
+"""State files: going on as if never interrupted, for every mixer; what is refused."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lm import state
+from lm.config import ModelConfig, UserError
+from lm.packed import pack
+from lm.sampling import Decoder, read
+from tests.test_mixers import every_model
+from tests.test_sampling import GREEDY, LARGE, WILD, every_mixer, texts
+
+HASH = "0" * 64
+
+
+@every_model
+@pytest.mark.parametrize("samples", (1, 6))
+def test_going_on_from_a_file_equals_going_on(case, samples, tmp_path):
+    model = every_mixer(case)
+    engine = pack(model)
+    start = [read(engine, LARGE.encode("ABC"))] * samples
+    for options in (WILD, GREEDY):
+        whole, ends = texts(Decoder(engine, start, 9), 50, options)
+        first, middle = texts(Decoder(engine, start, 9), 21, options)
+        state.save(tmp_path / "s", [end.position for end in middle], 9, HASH)
+        positions, seed = state.load(tmp_path / "s", model, HASH)
+        rest, last = texts(Decoder(engine, positions, seed), 29, options)
+        assert [a + b for a, b in zip(first, rest, strict=True)] == whole
+        for a, b in zip(last, ends, strict=True):
+            assert a.position.drawn == b.position.drawn and (a.position.logits == b.position.logits).all()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = every_mixer("mingru")
+    state.save(tmp_path / "s", [read(model, LARGE.encode("ABC"))] * 2, 2**64 - 1, HASH)
+    return tmp_path / "s", model
+
+
+def test_the_hash_tells_models_apart():
+    model, config = every_mixer("mingru"), ModelConfig(width=32, layers=2)
+    hashes = [
+        state.fingerprint(model, LARGE.characters, config),
+        state.fingerprint(model, LARGE.characters[:-1] + "\u00e9", config),
+        state.fingerprint(model, LARGE.characters, ModelConfig(width=32, layers=2, mlp="gelu")),
+    ]
+    with torch.no_grad():
+        model.blocks[0].mlp.up.weight[3, 4] += 1e-6
+    hashes.append(state.fingerprint(model, LARGE.characters, config))
+    assert len(set(hashes)) == 4
+    trained_otherwise = ModelConfig(width=32, layers=2, dropout=0.3)
+    assert state.fingerprint(model, LARGE.characters, trained_otherwise) == hashes[-1]
+
+
+def refused(path, model, message, model_hash=HASH):
+    with pytest.raises(UserError, match=message) as error:
+        state.load(path, model, model_hash)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_foreign_state_is_refused(saved):
+    path, model = saved
+    assert state.load(path, model, HASH)[1] == 2**64 - 1
+    refused(path, model, "the state of another model", "1" * 64)
+    refused(path, every_mixer("gru"), "its tensors are not those")
+    refused(path.with_name("none"), model, "no state file")
+
+
+@pytest.mark.parametrize("keep", (0, 5, 100, 0.5, 0.999))
+def test_a_truncated_state_is_refused(saved, keep):
+    path, model = saved
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    refused(path, model, "damaged, or not a state file")
+
+
+def test_garbage_is_refused(saved):
+    path, model = saved
+    tensors, good = load_file(path), {"format": state.FORMAT, "version": "1", "model": HASH, "seed": "1"}
+    for changes, message in (
+        ({"format": "else"}, "not a state file"),
+        ({"version": "2"}, "newer version"),
+        ({"version": "x"}, "damaged"),
+        ({"seed": "-1"}, "damaged"),
+    ):
+        save_file(tensors, path, good | changes)
+        refused(path, model, message)
+    for name, tensor in (
+        ("logits", torch.zeros(2, 31)),
+        ("drawn", torch.tensor([1])),
+        ("drawn", torch.tensor([1, -1])),
+        ("drawn", torch.tensor(1)),
+        ("0.0", torch.zeros(2, 64, dtype=torch.float64)),
+        ("9.9", torch.zeros(2)),
+    ):
+        save_file(tensors | {name: tensor}, path, good)
+        refused(path, model, "its tensors are not those")
+    save_file({name: tensor for name, tensor in tensors.items() if name != "1.0"}, path, good)
+    refused(path, model, "its tensors are not those")
+    path.write_bytes(b"\xff" * 5000)
+    refused(path, model, "damaged")
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    path, model = saved
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        state.save(path, [read(model, LARGE.encode("A"))], 1, HASH)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
