@@ -200,7 +200,8 @@ class Decoder:
         index = np.arange(-(-(self._first + len(positions)) // self._size) * self._size) - self._first
         padded = [positions[i] for i in index.clip(0, len(positions) - 1)]
         self._groups = [_join([p.state for p in padded[i : i + self._size]]) for i in range(0, len(padded), self._size)]
-        self._ids = torch.zeros(len(padded), dtype=torch.int64)
+        self._ids = np.zeros(len(padded), dtype=np.int64)
+        self._inputs = torch.from_numpy(self._ids).split(self._size)  # the same memory
 
     def choose(self, options: Options) -> np.ndarray:
         """The next id of each text (N,). Temperature 0 draws no random numbers."""
@@ -217,10 +218,10 @@ class Decoder:
     def step(self, ids: np.ndarray) -> None:
         """Read the next id of each text (N,)."""
         mine = slice(self._first, self._first + len(ids))
-        self._ids[mine] = torch.from_numpy(ids)
+        self._ids[mine] = ids
         parts = []
-        for i, group in enumerate(self._ids.to(self.device).split(self._size)):
-            logits, self._groups[i] = self.model.step(group, self._groups[i])
+        for i, group in enumerate(self._inputs):
+            logits, self._groups[i] = self.model.step(group.to(self.device), self._groups[i])
             parts.append(logits)
         self.logits = _numpy(torch.cat(parts) if len(parts) > 1 else parts[0])[mine]
 

@@ -64,14 +64,16 @@ def test_the_commands_take_a_folder(run, exported, capsys):
 
 
 def test_the_card_says_where_it_comes_from(run, exported):
-    card = (exported / "README.md").read_text(encoding="utf-8")
     summary = json.loads((run / "summary.json").read_text())
-    loss = summary["best"]["val/loss"]
-    assert f"windowed loss {loss:.4f} nats" in card and "step 20" in card or "step 10" in card
-    assert "python " in card and f"{summary['parameters']:,} parameters" in card
-    assert str(run.parent.parent.parent) not in (exported / "model.safetensors").read_bytes()[:4000].decode(
-        "latin-1"
-    ) or ("--data.corpus" in card)
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert f"windowed loss {summary['best']['val/loss']:.4f} nats" in card
+    assert f"{summary['parameters']:,} parameters" in card and "trained by `python " in card
+    with safe_open(exported / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["about"])
+    assert metadata["format"] == FORMAT and about["run"] == "a"
+    assert about["step"] == read_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"]
+    assert os.sep not in about["environment"]["command"][0]  # not where this machine has the program
 
 
 def test_bfloat16_is_half_the_size(run, exported, tmp_path):
@@ -137,11 +139,3 @@ def test_a_folder_that_is_not_whole_is_refused(exported, name):
         (exported / name).write_bytes(b"\xff\x00: [")
         with pytest.raises(UserError, match=name):
             load(exported)
-
-
-def test_a_checkpoint_is_named_in_the_metadata(run, exported):
-    with safe_open(exported / "model.safetensors", "pt") as file:
-        metadata = file.metadata()
-    about = json.loads(metadata["about"])
-    assert metadata["format"] == FORMAT and about["run"] == "a"
-    assert about["step"] == read_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"]
