@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.config import Parser, UserError
+from lm.config import SAMPLING, Parser, UserError
 
 if TYPE_CHECKING:
     from lm.interactive import Session
@@ -62,25 +62,23 @@ def check(options: Any) -> None:
     """Refuse values out of range, and options that do not go together."""
     several = (options.samples or 1) > 1
     rules = (
-        ("chars", options.chars >= 0, "at least 0"),
         ("chars", options.chars > 0 or options.json or not several, "above 0 for several samples without --json"),
-        ("temperature", 0 <= options.temperature < math.inf, "at least 0"),
-        ("top_k", options.top_k >= 0, "at least 0"),
-        ("top_p", 0 < options.top_p <= 1, "above 0 and at most 1"),
-        ("min_p", 0 <= options.min_p <= 1, "between 0 and 1"),
         ("samples", options.samples is None or options.samples >= 0, "at least 0"),
         ("samples", options.samples != 0 or options.save_state, "at least 1 without --save_state"),
         ("samples", not (options.interactive or options.score) or not several, "1 with --interactive or --score"),
-        ("seed", options.seed is None or 0 <= options.seed < 2**64, "at least 0 and below 2^64"),
         ("stop", "" not in (options.stop or ()), "some text"),
         ("score", options.score != "", "some text"),
         ("score", not (options.score and options.interactive), "left out with --interactive"),
         ("out", not (options.out and options.interactive), "left out with --interactive"),
         ("json", not (options.json and options.interactive), "left out with --interactive"),
     )
-    for name, holds, text in rules:
+    values = {name: getattr(options, name) for name in SAMPLING}
+    ranges = ((name, values[name] is None or holds(values[name]), text) for name, (_, holds, text) in SAMPLING.items())
+    for name, holds, text in (*ranges, *rules):
         if not holds:
             raise UserError(f"--{name} must be {text}, not {getattr(options, name)!r}")
+    if options.save_state and not Path(options.save_state).parent.is_dir():
+        raise UserError(f"--save_state {options.save_state}: there is no folder {Path(options.save_state).parent}")
 
 
 def read_argument(text: str) -> str:

@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, NoReturn
 
@@ -415,3 +415,14 @@ def _check_together(config: Config) -> None:
         config.optim.lr = DEFAULT_LR[config.optim.name]
     if model.options.window is None and "attention" in ([model.mixer] if isinstance(model.mixer, str) else model.mixer):
         model.options.window = data.context
+
+
+SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "temperature": (float, lambda v: 0 <= v < math.inf, "at least 0"),
+    "top_k": (int, lambda v: v >= 0, "at least 0"),
+    "top_p": (float, lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "min_p": (float, lambda v: 0 <= v <= 1, "between 0 and 1"),
+    "chars": (int, lambda v: v >= 0, "at least 0"),
+    "seed": (int, lambda v: 0 <= v < 2**64, "at least 0 and below 2^64"),
+}
+"""Options of generate.py that can also be set in a session: type, which values are right, and that in words."""

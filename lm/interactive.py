@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import state
-from lm.config import COPYING, UserError
+from lm.config import COPYING, SAMPLING, UserError
 from lm.model import LanguageModel
 from lm.run import load_with_config
 from lm.sampling import Decoder, Engine, Options, Piece, Position, read, score, start_ids, write
@@ -210,10 +210,10 @@ def _command(session: Session, first: list[Position], line: str) -> None:
         _file_command(session, name, value)
     elif name == "stop":
         session.stops = [value.replace("\\n", "\n")] if value else []
-    elif name in RULES:
+    elif name in SAMPLING:
         _set(session, name, value)
     else:
-        names = [*RULES, "stop", "reset", "save", "load", "help", "quit"]
+        names = [*SAMPLING, "stop", "reset", "save", "load", "help", "quit"]
         near = difflib.get_close_matches(name, names, 1)
         raise UserError(f"unknown command /{name}; " + (f"did you mean /{near[0]}?" if near else "/help lists them"))
 
@@ -233,24 +233,14 @@ def _file_command(session: Session, name: str, value: str) -> None:
     print(f"/{name}: done", file=sys.stderr)
 
 
-RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
-    "temperature": (float, lambda v: 0 <= v < float("inf"), "a number, at least 0"),
-    "top_k": (int, lambda v: v >= 0, "a whole number, at least 0"),
-    "top_p": (float, lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
-    "min_p": (float, lambda v: 0 <= v <= 1, "a number between 0 and 1"),
-    "chars": (int, lambda v: v >= 0, "a whole number, at least 0"),
-    "seed": (int, lambda v: 0 <= v < 2**64, "a whole number, at least 0 and below 2^64"),
-}
-
-
 def _set(session: Session, name: str, text: str) -> None:
-    kind, holds, meaning = RULES[name]
+    kind, holds, meaning = SAMPLING[name]
     try:
         value = kind(text)
     except ValueError:
-        value = None
-    if value is None or not holds(value):
-        raise UserError(f"/{name} needs {meaning}, not {text!r}")
+        raise UserError(f"/{name} must be a {'whole ' if kind is int else ''}number, not {text!r}") from None
+    if not holds(value):
+        raise UserError(f"/{name} must be {meaning}, not {text}")
     if name == "seed":
         session.reseed(value)
     elif name == "chars":

@@ -275,7 +275,7 @@ class Run:
         with suppress(OSError, ValueError), (self.path / "metrics.csv").open(encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if row["step"] == str(step) and row["val/loss"]:
-                    return {name: float(row[name]) for name in VALUES if name.startswith("val/")}
+                    return {name: float(value) for name, value in row.items() if name.startswith("val/") and value}
         return {}
 
     def update_summary(self, **values: Any) -> None:
