@@ -28,6 +28,8 @@ from lm.packed import WEIGHTS, Packed, UnsupportedError, linears, pack
 
 VOCABULARY = 65
 TEMPERATURE = 0.8
+BURST = 20
+"""Characters that a packed model writes in one native call: a reader sees text every millisecond or two."""
 CHAIN, PLAIN, MINLM = "matrix-vector chain, torch", "ours, LanguageModel.step", "minGRU-pytorch minLM"
 GPTS = {384: (6, 6, 256), 0: (4, 4, 64)}
 """Layers, heads and context of the nanoGPT to compare with, from this width on: its Shakespeare and its CPU recipe."""
@@ -39,14 +41,20 @@ class Writer:
     def __init__(self, model: LanguageModel | Packed, batch: int, chars: int) -> None:
         self.model, self.chars = model, chars
         self.device = next((model.model if isinstance(model, Packed) else model).parameters()).device
-        self.random, self.ids = np.random.default_rng(0), torch.zeros(batch, dtype=torch.int64, device=self.device)
-        self.state = model.init_state(batch)
+        self.random, self.state = np.random.default_rng(0), model.init_state(batch)
+        self.logits = torch.zeros(batch, VOCABULARY, device=self.device)
 
     @torch.inference_mode()
     def __call__(self, chars: int = 0) -> None:
-        for _ in range(chars or self.chars):
-            logits, self.state = self.model.step(self.ids, self.state)
-            self.ids = torch.from_numpy(self.draw(logits.cpu().numpy())).to(self.device)
+        chars = chars or self.chars
+        if isinstance(self.model, Packed):
+            for n in [BURST] * (chars // BURST) + [chars % BURST]:
+                uniform = torch.from_numpy(self.random.random((n, len(self.logits))))
+                _, self.logits, self.state = self.model.write(self.logits, self.state, uniform, TEMPERATURE)
+            return
+        for _ in range(chars):
+            ids = torch.from_numpy(self.draw(self.logits.cpu().numpy())).to(self.device)
+            self.logits, self.state = self.model.step(ids, self.state)
 
     def draw(self, logits: np.ndarray) -> np.ndarray:
         """logits (B, V) -> ids (B,)."""
@@ -55,8 +63,8 @@ class Writer:
 
     def copy(self) -> "Writer":
         """Another one that goes on from here."""
-        other = Writer(self.model, len(self.ids), self.chars)
-        other.ids, other.state = self.ids, self.state
+        other = Writer(self.model, len(self.logits), self.chars)
+        other.logits, other.state = self.logits, self.state
         return other
 
 
