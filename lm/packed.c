@@ -6,6 +6,7 @@
  * numbers do not depend on the rows beside it, to the bit.
  */
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +28,8 @@ enum {
     BLOCK = 2 * LANES, /* outputs of a block */
     WIDE = 4,          /* blocks that one row goes through together: enough sums to hide the latency of adding */
     ROWS = 32,         /* rows that go through the model together: each block of weights is read once for all of them */
-    FEW = 16,          /* and so many are worth a thread */
+    FEW = 16,          /* or so many where threads share the work */
+    MOST = 64,         /* threads beside the calling one */
 };
 enum { FLOAT32, BFLOAT16, INT8 };
 enum { MINGRU, MINLSTM };
@@ -307,33 +309,58 @@ int step_rows(const model *m, int64_t B, const int64_t *ids, float *logits, cons
     return failed;
 }
 
-/* The rows from `first` on of what write_rows does for all. */
-static int write_some(const model *m, int64_t B, int64_t n, const double *uniform, double temperature, int64_t *ids,
-                      float *logits, float *const *state, int64_t first, int rows) {
-    const int64_t V = m->vocabulary;
+/* What write_rows is to do, cut into groups of rows that threads take one by one. */
+typedef struct {
+    const model *m;
+    int64_t B, n, groups, taken;
+    const double *uniform;
+    double temperature;
+    int64_t *ids;
+    float *logits, *const *state;
+    int failed;
+} task;
+
+static int write_group(const task *t, int64_t first, int rows) {
+    const int64_t V = t->m->vocabulary;
     double *cumulative = malloc(sizeof(double) * V);
     int failed = cumulative ? 0 : 2;
-    for (int64_t t = 0; t < n && !failed; t++, ids += B, uniform += B) {
+    for (int64_t i = 0; i < t->n && !failed; i++) {
+        int64_t *ids = t->ids + i * t->B;
         for (int64_t b = first; b < first + rows; b++)
-            ids[b] = choose(logits + b * V, V, temperature, uniform[b], cumulative);
-        failed = run(m, first, rows, ids, logits, (const float *const *)state, state);
+            ids[b] = choose(t->logits + b * V, V, t->temperature, t->uniform[i * t->B + b], cumulative);
+        failed = run(t->m, first, rows, ids, t->logits, (const float *const *)t->state, t->state);
     }
     free(cumulative);
     return failed;
 }
 
-/* n times: choose ids (n, B) from logits (B, V) with uniform numbers (n, B), and step with them. Leaves the last logits
- * and state in place of the first ones. Threads share out the rows, once for all n characters: they never wait for each
- * other on the way, which would cost far more than it gains where another process has a core. */
-int write_rows(const model *m, int64_t B, int64_t n, const double *uniform, double temperature, int64_t *ids,
-               float *logits, float *const *state, int threads) {
-    const int64_t shared = B / FEW < threads ? B / FEW : threads, whole = (B + ROWS - 1) / ROWS;
-    const int64_t groups = shared > whole ? shared : whole;
-    int failed = 0;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (shared > 1) reduction(| : failed)
-    for (int64_t i = 0; i < groups; i++) {
-        int64_t first = i * B / groups, end = (i + 1) * B / groups;
-        failed |= write_some(m, B, n, uniform, temperature, ids, logits, state, first, end - first);
+static void *write_groups(void *argument) {
+    task *t = argument;
+    int64_t i;
+    while ((i = __atomic_fetch_add(&t->taken, 1, __ATOMIC_RELAXED)) < t->groups) {
+        const int64_t first = i * t->B / t->groups, end = (i + 1) * t->B / t->groups;
+        const int failed = write_group(t, first, end - first);
+        if (failed) __atomic_store_n(&t->failed, failed, __ATOMIC_RELAXED);
     }
-    return failed;
+    return 0;
+}
+
+/* n times: choose ids (n, B) from logits (B, V) with uniform numbers (n, B), and step with them. Leaves the last logits
+ * and state in place of the first ones.
+ *
+ * Threads meet once per call, not once per step, and wait for each other asleep: where another process has a core, this
+ * one does most of the groups itself. OpenMP's threads would spin there, and take the core from those they wait for. */
+int write_rows(const model *m, int64_t B, int64_t n, const double *uniform, double temperature, int64_t *ids,
+               float *logits, float *const *state, int64_t threads) {
+    pthread_t helper[MOST];
+    int helpers = 0;
+    const int64_t rows = threads > 1 ? FEW : ROWS;
+    task t = {m, B, n, (B + rows - 1) / rows, 0, uniform, temperature, ids, logits, state, 0};
+    while (helpers < MOST && helpers + 1 < threads && helpers + 1 < t.groups) {
+        if (pthread_create(helper + helpers, 0, write_groups, &t)) break;
+        helpers++;
+    }
+    write_groups(&t);
+    for (int i = 0; i < helpers; i++) pthread_join(helper[i], 0);
+    return t.failed;
 }

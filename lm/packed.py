@@ -313,7 +313,7 @@ def _load() -> ctypes.CDLL | str:
         return f"the native kernel of decoding is not to be had: {error}"
     states = POINTER(c_void_p)
     loaded.step_rows.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, states, states]
-    loaded.write_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_double, c_void_p, c_void_p, states, c_int]
+    loaded.write_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_double, c_void_p, c_void_p, states, c_int64]
     loaded.step_rows.restype, loaded.write_rows.restype, loaded.packed_lanes.restype = c_int, c_int, c_int64
     return loaded
 
