@@ -207,6 +207,7 @@ INLINE void tile(const int type, const int R, const int G, const matrix *m, int6
 
 INLINE void multiply_as(const int type, const matrix *m, const float *x, int64_t x_row, float *y, int64_t y_row,
                         int rows, int add) {
+    const int most = type == INT8 && LANES < 16 ? 4 : TILE; /* INT8 has twice the weights in registers */
     const int64_t blocks = (m->N + BLOCK - 1) / BLOCK;
     int64_t b = 0;
     if (rows == 1) {
@@ -216,7 +217,7 @@ INLINE void multiply_as(const int type, const matrix *m, const float *x, int64_t
     }
     for (; b < blocks; b++) {
         int r = 0;
-        for (; r + TILE <= rows; r += TILE) tile(type, TILE, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
+        for (; r + most <= rows; r += most) tile(type, most, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
         for (; r + 4 <= rows; r += 4) tile(type, 4, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
         for (; r < rows; r++) tile(type, 1, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
     }
