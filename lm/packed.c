@@ -1,10 +1,12 @@
-/* One decoding step of a whole minGRU / minLSTM model: ids and states in, logits and states out (see packed.py).
+/* Decoding steps of a whole minGRU / minLSTM model: ids and states in, logits and states out (see packed.py).
  *
  * Matrices (N outputs, K inputs) lie in memory as the kernel reads them: in blocks of BLOCK outputs, each a sequence of
  * K rows of BLOCK weights, so that the inner loop is "broadcast one input, multiply, add", reads memory straight through,
  * and needs no horizontal sum. Every output is the sum over k = 0 .. K - 1 in that order, whatever the batch: a row's
  * numbers do not depend on the rows beside it, to the bit.
  */
+#include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +28,8 @@ enum {
     BLOCK = 2 * LANES, /* outputs of a block */
     WIDE = 4,          /* blocks that one row goes through together: enough sums to hide the latency of adding */
     ROWS = 32,         /* rows that go through the model together: each block of weights is read once for all of them */
+    FEW = 16,          /* or so many where threads share the work */
+    MOST = 64,         /* threads beside the calling one */
 };
 enum { FLOAT32, BFLOAT16, INT8 };
 enum { MINGRU, MINLSTM };
@@ -127,23 +131,22 @@ static void rms_norm(const float *restrict x, const float *restrict weight, floa
     LOOP(n) y[j] = x[j] * r * weight[j];
 }
 
-/* x (n) and the `taps - 1` inputs before it -> y (n); the new past is the old one shifted by x. */
-static void convolve(const layer *l, const float *restrict x, const float *restrict past, float *restrict next,
-                     float *restrict y, int n) {
+/* x (n) and the `taps - 1` inputs before it -> y (n); the next past is the old one shifted by x, perhaps in place. */
+static void convolve(const layer *l, const float *restrict x, const float *past, float *next, float *restrict y, int n) {
     const int before = l->taps - 1;
     const float *restrict present = l->tap + (int64_t)before * n, *restrict bias = l->tap_bias;
     LOOP(n) y[j] = bias[j] + x[j] * present[j];
     for (int i = 0; i < before; i++) {
-        const float *restrict tap = l->tap + (int64_t)i * n, *restrict old = past + (int64_t)i * n;
+        const float *tap = l->tap + (int64_t)i * n, *old = past + (int64_t)i * n;
         LOOP(n) y[j] += old[j] * tap[j];
     }
     if (before) {
-        memcpy(next, past + n, sizeof(float) * n * (before - 1));
+        memmove(next, past + n, sizeof(float) * n * (before - 1));
         memcpy(next + (int64_t)n * (before - 1), x, sizeof(float) * n);
     }
 }
 
-static void cell(int64_t kind, const float *restrict p, const float *restrict h, float *restrict next, int n) {
+static void cell(int64_t kind, const float *p, const float *h, float *next, int n) {
     if (kind == MINGRU) {
         LOOP(n) next[j] = h[j] + sigmoid(p[j]) * (g(p[n + j]) - h[j]);
     } else {
@@ -204,6 +207,7 @@ INLINE void tile(const int type, const int R, const int G, const matrix *m, int6
 
 INLINE void multiply_as(const int type, const matrix *m, const float *x, int64_t x_row, float *y, int64_t y_row,
                         int rows, int add) {
+    const int most = type == INT8 && LANES < 16 ? 4 : TILE; /* INT8 has twice the weights in registers */
     const int64_t blocks = (m->N + BLOCK - 1) / BLOCK;
     int64_t b = 0;
     if (rows == 1) {
@@ -213,7 +217,7 @@ INLINE void multiply_as(const int type, const matrix *m, const float *x, int64_t
     }
     for (; b < blocks; b++) {
         int r = 0;
-        for (; r + TILE <= rows; r += TILE) tile(type, TILE, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
+        for (; r + most <= rows; r += most) tile(type, most, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
         for (; r + 4 <= rows; r += 4) tile(type, 4, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
         for (; r < rows; r++) tile(type, 1, 1, m, b, x + r * x_row, x_row, y + r * y_row, y_row, add);
     }
@@ -277,20 +281,87 @@ static int run(const model *m, int64_t first, int rows, const int64_t *ids, floa
     return 0;
 }
 
-int64_t lanes(void) { return LANES; }
+int64_t packed_lanes(void) { return LANES; }
+
+/* One id by inverting the cumulative distribution, in float64 as lm.sampling does; the last of the vocabulary is the
+ * unknown and never chosen. At temperature 0 the first of the largest. */
+static int64_t choose(const float *logits, int64_t V, double temperature, double uniform, double *cumulative) {
+    int64_t best = 0, n = V > 1 ? V - 1 : V, id = 0;
+    for (int64_t j = 1; j < n; j++)
+        if (logits[j] > logits[best]) best = j;
+    if (temperature == 0) return best;
+    double sum = 0;
+    for (int64_t j = 0; j < n; j++) {
+        sum += exp(((double)logits[j] - logits[best]) / temperature);
+        cumulative[j] = sum;
+    }
+    while (id < n - 1 && cumulative[id] <= uniform * sum) id++;
+    return id;
+}
 
 /* One step of B rows. `state` and `next` list each layer's tensors: h (B, hidden) and, with a convolution, the past
  * (B, taps - 1, width). Returns 0; 1 for an id out of range, 2 for want of memory. */
-int step(const model *m, int64_t B, const int64_t *ids, float *logits, const float *const *state, float *const *next,
-         int threads) {
+int step_rows(const model *m, int64_t B, const int64_t *ids, float *logits, const float *const *state, float *const *next) {
+    int failed = 0;
     for (int64_t b = 0; b < B; b++)
         if (ids[b] < 0 || ids[b] >= m->vocabulary) return 1;
-    int failed = 0;
-    const int64_t groups = (B + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && groups > 1) reduction(| : failed)
-    for (int64_t i = 0; i < groups; i++) {
-        int64_t first = i * B / groups, end = (i + 1) * B / groups;
-        failed |= run(m, first, end - first, ids, logits, state, next);
-    }
+    for (int64_t first = 0; first < B && !failed; first += ROWS)
+        failed = run(m, first, B - first < ROWS ? B - first : ROWS, ids, logits, state, next);
     return failed;
+}
+
+/* What write_rows is to do, cut into groups of rows that threads take one by one. */
+typedef struct {
+    const model *m;
+    int64_t B, n, groups, taken;
+    const double *uniform;
+    double temperature;
+    int64_t *ids;
+    float *logits, *const *state;
+    int failed;
+} task;
+
+static int write_group(const task *t, int64_t first, int rows) {
+    const int64_t V = t->m->vocabulary;
+    double *cumulative = malloc(sizeof(double) * V);
+    int failed = cumulative ? 0 : 2;
+    for (int64_t i = 0; i < t->n && !failed; i++) {
+        int64_t *ids = t->ids + i * t->B;
+        for (int64_t b = first; b < first + rows; b++)
+            ids[b] = choose(t->logits + b * V, V, t->temperature, t->uniform[i * t->B + b], cumulative);
+        failed = run(t->m, first, rows, ids, t->logits, (const float *const *)t->state, t->state);
+    }
+    free(cumulative);
+    return failed;
+}
+
+static void *write_groups(void *argument) {
+    task *t = argument;
+    int64_t i;
+    while ((i = __atomic_fetch_add(&t->taken, 1, __ATOMIC_RELAXED)) < t->groups) {
+        const int64_t first = i * t->B / t->groups, end = (i + 1) * t->B / t->groups;
+        const int failed = write_group(t, first, end - first);
+        if (failed) __atomic_store_n(&t->failed, failed, __ATOMIC_RELAXED);
+    }
+    return 0;
+}
+
+/* n times: choose ids (n, B) from logits (B, V) with uniform numbers (n, B), and step with them. Leaves the last logits
+ * and state in place of the first ones.
+ *
+ * Threads meet once per call, not once per step, and wait for each other asleep: where another process has a core, this
+ * one does most of the groups itself. OpenMP's threads would spin there, and take the core from those they wait for. */
+int write_rows(const model *m, int64_t B, int64_t n, const double *uniform, double temperature, int64_t *ids,
+               float *logits, float *const *state, int64_t threads) {
+    pthread_t helper[MOST];
+    int helpers = 0;
+    const int64_t rows = threads > 1 ? FEW : ROWS;
+    task t = {m, B, n, (B + rows - 1) / rows, 0, uniform, temperature, ids, logits, state, 0};
+    while (helpers < MOST && helpers + 1 < threads && helpers + 1 < t.groups) {
+        if (pthread_create(helper + helpers, 0, write_groups, &t)) break;
+        helpers++;
+    }
+    write_groups(&t);
+    for (int i = 0; i < helpers; i++) pthread_join(helper[i], 0);
+    return t.failed;
 }

@@ -8,7 +8,8 @@ import copy
 import ctypes
 import functools
 import warnings
-from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -25,8 +26,6 @@ SOURCE = Path(__file__).with_name("packed.c")
 WEIGHTS = ("float32", "bfloat16", "int8")
 CELLS: dict[type[nn.Module], int] = {MinGRU: 0, MinLSTM: 1}
 MLPS = ("relu2", "gelu", "swiglu")
-LARGE = 1 << 20
-"""Multiplications of a step from which a second thread is worth waking."""
 
 
 class UnsupportedError(Exception):
@@ -83,9 +82,10 @@ class Packed:
         self._kept: list[Tensor] = []  # what the structures below point to
         self._layers = (Layer * len(model.blocks))(*(self._layer(block) for block in model.blocks))
         self._packed = self._whole(model)
-        self._shapes = [part.shape[1:] for layer in self.model.init_state(0) for part in layer]
-        self._sizes = [len(layer) for layer in self.model.init_state(0)]
-        self._macs = sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.embedding.weight.numel()
+        empty = self.model.init_state(0)
+        self._sizes, self._row_shapes = [len(layer) for layer in empty], [part.shape[1:] for part in flat(empty)]
+        self._shapes: tuple[int, list[torch.Size]] = -1, []
+        self._pointers = c_void_p * len(self._row_shapes)
 
     # ------------------------------------------------------------ decoding
 
@@ -100,42 +100,74 @@ class Packed:
 
     __call__ = forward
 
-    @torch.inference_mode()
     def step(self, ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """ids (B,) int64 -> logits of the next id (B, V), and the new state; the old one is left as it is.
 
         Raises:
             IndexError: an id is not in the vocabulary. ValueError: ids or state of the wrong shape or type.
         """
-        B = ids.shape[0]
-        old = [self._checked(part, B, shape) for part, shape in zip(flat(state), self._shapes, strict=True)]
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise ValueError(f"ids must be int64 (B,), not {ids.dtype} {tuple(ids.shape)}")
+        B = len(ids)
+        if ids.dtype is not torch.int64 or ids.dim() != 1:
+            raise ValueError(f"expected ids (B,) of torch.int64, not {_described(ids)}")
+        old = self._parts(B, state)
+        logits, new = torch.empty(B, self.vocabulary), [torch.empty(part.shape) for part in old]
         ids = ids.contiguous()
-        logits = torch.empty(B, self.vocabulary)
-        new = [torch.empty_like(part) for part in old]
-        pointers = c_void_p * len(old)
-        failed = self._library.step(
-            self._packed,
-            B,
-            ids.data_ptr(),
-            logits.data_ptr(),
-            pointers(*[part.data_ptr() for part in old]),
-            pointers(*[part.data_ptr() for part in new]),
-            1,
-        )
-        if failed:
-            raise IndexError(f"an id is not in 0 .. {self.vocabulary - 1}") if failed == 1 else MemoryError("step")
+        self._check(
+            self._library.step_rows(
+                ctypes.addressof(self._packed), B, ids.data_ptr(), logits.data_ptr(),
+                self._pointers(*map(_address, old)), self._pointers(*map(_address, new)),
+            )
+        )  # fmt: skip
         return logits, self._nested(new)
 
-    def _checked(self, part: Tensor, B: int, shape: torch.Size) -> Tensor:
-        if part.shape[0] != B or part.shape[1:] != shape or part.dtype != torch.float32:
-            raise ValueError(f"a state of {part.dtype} {tuple(part.shape)} where float32 {(B, *shape)} is due")
-        return part.contiguous()
+    def write(
+        self, logits: Tensor, state: ModelState, uniform: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, ModelState]:
+        """Several characters in one call, so that nothing but the model takes time.
+
+        As often as there are rows in uniform: choose ids from the logits as `lm.sampling.choose` does with a
+        temperature alone, never the last of the vocabulary, the unknown; then step.
+
+        Args:
+            logits, state: (B, V) and B rows, as `step` returned them; they are left as they are.
+            uniform: numbers in [0, 1), float64 (n, B): the randomness of each choice.
+            temperature: 0 takes the most probable.
+
+        Returns:
+            ids (n, B), and the logits and state after the last of them.
+        """
+        n, B = uniform.shape
+        if logits.shape != (B, self.vocabulary) or logits.dtype is not torch.float32 or not logits.is_cpu:
+            raise ValueError(f"expected logits {(B, self.vocabulary)} of torch.float32, not {_described(logits)}")
+        if uniform.dtype is not torch.float64:
+            raise ValueError(f"expected uniform numbers (n, B) of torch.float64, not {_described(uniform)}")
+        logits, new = logits.clone(memory_format=torch.contiguous_format), [p.clone() for p in self._parts(B, state)]
+        ids, uniform = torch.empty(n, B, dtype=torch.int64), uniform.contiguous()
+        self._check(
+            self._library.write_rows(
+                ctypes.addressof(self._packed), B, n, uniform.data_ptr(), temperature, ids.data_ptr(),
+                logits.data_ptr(), self._pointers(*map(_address, new)), torch.get_num_threads(),
+            )
+        )  # fmt: skip
+        return ids, logits, self._nested(new)
+
+    def _parts(self, B: int, state: ModelState) -> list[Tensor]:
+        """The tensors of a state of B rows, each with its rows side by side. Raises ValueError for any other state."""
+        parts = flat(state)
+        if self._shapes[0] != B:  # remembered for the last batch size
+            self._shapes = B, [torch.Size((B, *shape)) for shape in self._row_shapes]
+        floats = all([part.dtype is torch.float32 and part.is_cpu for part in parts])
+        if not floats or [part.shape for part in parts] != self._shapes[1]:
+            raise ValueError(f"expected a float32 state of {self._shapes[1]}, not {', '.join(map(_described, parts))}")
+        return [part if part.is_contiguous() else part.contiguous() for part in parts]
 
     def _nested(self, parts: list[Tensor]) -> ModelState:
         rest = iter(parts)
-        return tuple(tuple(next(rest) for _ in range(size)) for size in self._sizes)
+        return tuple([tuple(islice(rest, size)) for size in self._sizes])
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            raise IndexError(f"an id is not in 0 .. {self.vocabulary - 1}") if failed == 1 else MemoryError("step")
 
     # ------------------------------------------------------------ packing
 
@@ -148,7 +180,7 @@ class Packed:
         """The packed weights of a linear layer; a null matrix for an identity."""
         if not isinstance(linear, nn.Linear):
             return Matrix()
-        block = 2 * self._library.lanes()
+        block = 2 * self._library.packed_lanes()
         weight, bias, scale = linear.weight.detach(), linear.bias, None
         N, K = weight.shape
         if self.weights == "int8":
@@ -179,13 +211,20 @@ class Packed:
         )  # fmt: skip
 
     def _whole(self, model: LanguageModel) -> Model:
-        block = 2 * self._library.lanes()
+        block = 2 * self._library.packed_lanes()
         widest = max(linear.out_features for linear in linears(model))
         return Model(
             WEIGHTS.index(self.weights), self.vocabulary, model.embedding.embedding_dim, len(self._layers),
             -(-widest // block) * block, torch.finfo(torch.float32).eps if model.norm.eps is None else model.norm.eps,
             self._keep(model.embedding.weight), self._keep(model.norm.weight), self._matrix(model.head), self._layers,
         )  # fmt: skip
+
+
+_address = Tensor.data_ptr  # fewer microseconds by map() than by a comprehension
+
+
+def _described(x: Tensor) -> str:
+    return f"{tuple(x.shape)} of {x.dtype} on {x.device}"
 
 
 def flat(state: ModelState) -> list[Tensor]:
@@ -272,8 +311,10 @@ def _load() -> ctypes.CDLL | str:
         loaded = build(SOURCE)
     except BuildError as error:
         return f"the native kernel of decoding is not to be had: {error}"
-    loaded.step.argtypes = [POINTER(Model), c_int64, *(c_void_p,) * 2, *(POINTER(c_void_p),) * 2, c_int]
-    loaded.step.restype, loaded.lanes.restype = c_int, c_int64
+    states = POINTER(c_void_p)
+    loaded.step_rows.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, states, states]
+    loaded.write_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_double, c_void_p, c_void_p, states, c_int64]
+    loaded.step_rows.restype, loaded.write_rows.restype, loaded.packed_lanes.restype = c_int, c_int, c_int64
     return loaded
 
 

@@ -9,7 +9,6 @@ import torch
 
 from lm.bench import cell, length, measure, numerics, peers, sample, train
 from lm.bench.__main__ import COMMANDS, finite, main
-from lm.mixers import MIXERS
 from lm.mixers.mingru import MinGRU
 
 
@@ -170,27 +169,58 @@ def test_numerics_refuses_what_differs(bench, monkeypatch):
 
 
 def test_sample(bench):
-    result, out = bench("sample", "--mixers", *MIXERS)
-    assert [part["context"] for part in result["results"]] == [0, 40]
-    for part in result["results"]:
-        assert set(by_name(part["rows"])) == set(MIXERS)
-        assert all(len(row["speeds"]) == 2 and row["of_products"] > 0 for row in part["rows"])
-    assert "after 40 characters" in out
-
-
-def test_sample_reads_in_chunks(monkeypatch):
-    from lm.bench import models
-
-    monkeypatch.setattr(sample, "PREFILL", 7)
-    model = models.make("mingru", 16, 1, sample.VOCABULARY)
-    decoder = sample.Decoder(model, 0, 1)
-    ids = torch.randint(sample.VOCABULARY, (1, 20))
-    torch.testing.assert_close(decoder.read(ids), model(ids)[1])
+    result, out = bench("sample")
+    names = [row["name"] for row in result["peers"]]
+    assert all(len(row["speeds"]) == 2 and row["chain"] > 0 for row in result["peers"])
+    assert {"ours, float32", "ours, int8", sample.PLAIN, sample.MINLM, "nanoGPT 4 x 16, context 64"} <= {*names}
+    assert [row["name"] for row in result["batch"]] == ["ours, float32", "ours, bfloat16", "ours, int8"]
+    assert [(row["name"], row["generated"]) for row in result["length"]] == [
+        *(("mingru", 20), ("mingru", 40), ("attention", 20), ("attention", 40))
+    ]
+    assert "batch 5 over batch 1" in out
 
 
 def test_sample_refuses_what_differs(bench, wrong_steps):
-    result, out = bench("sample")
-    assert "skipped" in result["results"][0]["rows"][0] and "forward against steps" in out
+    result, _ = bench("sample", "--mixers", "mingru")
+    ours = [row for part in ("peers", "batch", "length") for row in result[part] if row["name"].startswith(("o", "m"))]
+    ours = [row for row in ours if row["name"] != sample.MINLM]
+    assert all("forward against steps" in row["skipped"] for row in ours)
+
+
+def test_a_packed_model_that_differs_is_refused(bench, monkeypatch):
+    from lm.packed import Packed
+
+    right = Packed.step
+    monkeypatch.setattr(Packed, "step", lambda self, ids, state: right(self, (ids + 1) % 65, state))
+    result, _ = bench("sample", "--parts", "batch")
+    assert all("forward against steps" in row["skipped"] for row in result["batch"])
+
+
+def test_writers_draw_from_the_distribution():
+    from lm.bench import models
+
+    writer = sample.Writer(models.make("mingru", 16, 1, 4), 2000, 1)
+    p = torch.tensor([0.5, 0.25, 0.15, 0.1])
+    ids = writer.draw((p.log() * sample.TEMPERATURE).expand(2000, -1).numpy())
+    assert torch.allclose(torch.bincount(torch.from_numpy(ids)) / 2000, p, atol=0.04)
+
+
+def test_the_gpt_is_torchs():
+    """Equal weights give the logits of torch's own pre-norm encoder with learned positions, as nanoGPT's does."""
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = peers.GPT(11, 2, 4, 32, 20)
+    options = {"activation": "gelu", "batch_first": True, "norm_first": True, "bias": False}
+    x = model.embedding.weight[torch.arange(9)][None] + model.position.weight[:9]
+    mask = nn.Transformer.generate_square_subsequent_mask(9)
+    for block in model.blocks:
+        layer = nn.TransformerEncoderLayer(32, 4, 128, 0.0, **options)
+        layer.self_attn.in_proj_weight, layer.self_attn.out_proj = block.query_key_value.weight, block.output
+        layer.linear1, layer.linear2 = block.up, block.down
+        layer.norm1, layer.norm2 = block.norm_attention, block.norm_mlp
+        x = layer(x, src_mask=mask, is_causal=True)
+    torch.testing.assert_close(model(torch.arange(9)[None]), model.head(model.norm(x))[:, -1:])
 
 
 def test_parameters_are_the_papers(bench):

@@ -219,6 +219,57 @@ def test_strided_inputs():
     assert close(fast.step(ids, many), model.step(ids, many))
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 5.0])
+def test_writing_is_choosing_and_stepping(temperature):
+    fast = Packed(make())
+    logits, state = fast.step(torch.tensor([1, 2, 3]), random_state(fast, 3))
+    before = copy.deepcopy((logits, state))
+    uniform = torch.rand(40, 3, dtype=torch.float64)
+    uniform[0] = torch.tensor([0.0, 0.5, 1 - 2**-53])
+    ids, last, after = fast.write(logits, state, uniform, temperature)
+    for t in range(40):
+        known = logits[:, :-1].double()
+        if temperature == 0:
+            chosen = known.argmax(-1)
+        else:
+            cumulative = ((known - known.amax(-1, keepdim=True)) / temperature).exp().cumsum(-1)
+            chosen = (cumulative <= uniform[t, :, None] * cumulative[:, -1:]).sum(-1).clamp_max(63)
+        assert torch.equal(ids[t], chosen)
+        logits, state = fast.step(chosen, state)
+    assert torch.equal(last, logits)
+    assert all(torch.equal(x, y) for x, y in zip(packed.flat(after), packed.flat(state), strict=True))
+    again = fast.write(*before, uniform, temperature)
+    assert torch.equal(again[0], ids)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_written_rows_do_not_depend_on_the_batch(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    fast = Packed(make())
+    state, uniform = random_state(fast, 64), torch.rand(30, 64, dtype=torch.float64)
+    logits = torch.zeros(64, 65)
+    ids = fast.write(logits, state, uniform, 0.8)[0]
+    for i in (0, 13, 63):
+        one = tuple(tuple(part[i : i + 1] for part in layer) for layer in state)
+        assert torch.equal(fast.write(logits[:1], one, uniform[:, i : i + 1], 0.8)[0][:, 0], ids[:, i])
+
+
+def test_writing_refuses_other_shapes_and_types():
+    fast = Packed(make())
+    logits, state, uniform = torch.zeros(2, 65), fast.init_state(2), torch.rand(3, 2, dtype=torch.float64)
+    for arguments in [
+        (logits[:1], state, uniform),
+        (logits, state, uniform.float()),
+        (logits.double(), state, uniform),
+    ]:
+        with pytest.raises(ValueError, match="expected"):
+            fast.write(*arguments, 1.0)
+    with pytest.raises(ValueError, match="expected a float32 state"):
+        fast.write(logits, fast.init_state(1), uniform, 1.0)
+
+
 def test_an_empty_batch():
     fast = Packed(make())
     logits, state = fast.step(torch.zeros(0, dtype=torch.int64), fast.init_state(0))

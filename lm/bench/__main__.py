@@ -104,15 +104,18 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
         ),
     ),
     "sample": (
-        "characters per second of decoding, per mixer, against context already read",
+        "characters per second of decoding: against other samplers, many at once, and after a long time",
         (
-            Option("contexts", "characters read before", [0, 1000, 10000], [0, 40], int),
-            MIXERS,
-            Option("width", "channels", 128, 16, int),
+            Option("parts", "which tables: peers, batch, length (default: all)", [], None),
+            Option("widths", "channels of our models; batch and length take the first", [128, 384], [16], int),
             Option("layers", "number of blocks", 3, 1, int),
-            Option("chars", "characters in one timing", 200, 10, int),
-            *WHERE,
-            repeat(5),
+            Option("batch", "samples at once", 64, 5, int),
+            Option("generated", "characters written before timing; try 1000000", [1000, 100_000], [20, 40], int),
+            Option("mixers", "whose time is taken after a long time", ["mingru", "attention"], None),
+            Option("window", "attention's", 256, 16, int),
+            Option("chars", "characters in one timing, at least", 20, 2, int),
+            WHERE[0],
+            repeat(7),
         ),
     ),
     "parameters": (
@@ -148,7 +151,7 @@ def read_arguments(parser: Parser, command: str, argv: list[str]) -> SimpleNames
         if values[option.name] is None:
             values[option.name] = fallback
         given = values[option.name]
-        least = 0 if option.name in ("convolution", "contexts") else 1
+        least = 0 if option.name == "convolution" else 1
         if option.kind is int and any(value < least for value in _several(given)):
             raise UserError(f"--{option.name} must be at least {least}, not {given}")
         if option.name == "width" and given % 2:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import gelu, logsigmoid, scaled_dot_product_attention, softplus
 
 from lm import recurrence
 from lm.bench.measure import RefusedError
@@ -163,3 +163,41 @@ def hgrn() -> Cell:
         return chunk_hgrn(torch.sigmoid(k) * g(c), logsigmoid(-k))[0]
 
     return cell
+
+
+class GPTBlock(nn.Module):
+    """A block of nanoGPT: norm, causal attention, norm, GELU network of four times the width; no biases."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.query_key_value(self.norm_attention(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, H, T, N)
+        y = scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.output(y.transpose(1, 2).flatten(2))
+        return x + self.down(gelu(self.up(self.norm_mlp(x))))
+
+
+class GPT(nn.Module):
+    """The Transformer of nanoGPT, which writes by reading its last `context` characters anew for each one.
+
+    Its logits (B, 1, V) are those after the last of the ids (B, T), T <= context; positions are learned.
+    """
+
+    def __init__(self, vocabulary: int, layers: int, heads: int, width: int, context: int) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        self.blocks = nn.Sequential(*(GPTBlock(heads, width) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids) + self.position(torch.arange(ids.shape[1], device=ids.device))
+        return self.head(self.norm(self.blocks(x))[:, -1:])

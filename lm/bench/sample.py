@@ -1,112 +1,305 @@
-"""Characters per second of decoding one text by `model.step`, per mixer, after some context has been read.
+"""Decoding with temperature, in characters per second: one text, many at once, and after a long time.
 
-The limit is the chain of matrix-vector products alone: every matrix of the model but the embedding, once per
-character. Attention's window is all that it has read and writes, but at least 256: it forgets nothing.
+    peers   batch 1: ours packed (float32, bfloat16, int8) and by `LanguageModel.step`, against others' samplers of
+            models of that size, and against the chain of matrix-vector products: every matrix of our model but the
+            embedding once, in torch, and nothing else
+    batch   many samples at once, over batch 1
+    length  time per character and memory after so many generated characters, per mixer
+
+Every contender draws its characters: from softmax(logits / temperature), ours in numpy, the peers by torch.multinomial.
 """
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from torch import Tensor, nn
 
-from lm.bench import measure, models
+from lm.bench import measure, models, peers
 from lm.bench.measure import RefusedError, Row
+from lm.bench.train import make_minlm, make_ours, require_minlm
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
-from lm.sampling import PREFILL
+from lm.packed import WEIGHTS, Packed, UnsupportedError, linears, pack
 
 VOCABULARY = 65
-HEADER = ("", "characters/s", "[min-max]", "of the products alone")
+TEMPERATURE = 0.8
+BURST = 20
+"""Characters that a packed model writes in one native call: a reader sees text every millisecond or two."""
+CHAIN, PLAIN, MINLM = "matrix-vector chain, torch", "ours, LanguageModel.step", "minGRU-pytorch minLM"
+GPTS = {384: (6, 6, 256), 0: (4, 4, 64)}
+"""Layers, heads and context of the nanoGPT to compare with, from this width on: its Shakespeare and its CPU recipe."""
 
 
-class Decoder:
-    """A model that has read `context` characters and writes the most probable ones, `chars` in one call."""
+class Writer:
+    """Goes on writing `batch` texts, `chars` characters in one call, from a state that is replaced at each step."""
 
-    def __init__(self, model: LanguageModel, context: int, chars: int) -> None:
+    def __init__(self, model: LanguageModel | Packed, batch: int, chars: int) -> None:
         self.model, self.chars = model, chars
-        device = model.head.weight.device
-        self.ids = torch.zeros(1, dtype=torch.int64, device=device)
-        self.state = self.read(torch.randint(VOCABULARY, (1, context), device=device))
+        self.device = next((model.model if isinstance(model, Packed) else model).parameters()).device
+        self.random, self.state = np.random.default_rng(0), model.init_state(batch)
+        self.logits = torch.zeros(batch, VOCABULARY, device=self.device)
 
     @torch.inference_mode()
-    def read(self, ids: Tensor) -> Any:
-        state = self.model.init_state(1)
-        for chunk in ids.split(PREFILL, dim=1) if ids.shape[1] else ():
-            _, state = self.model(chunk, state)
-        return state
+    def __call__(self, chars: int = 0) -> None:
+        chars = chars or self.chars
+        if isinstance(self.model, Packed):
+            for n in [BURST] * (chars // BURST) + [chars % BURST]:
+                uniform = torch.from_numpy(self.random.random((n, len(self.logits))))
+                _, self.logits, self.state = self.model.write(self.logits, self.state, uniform, TEMPERATURE)
+            return
+        for _ in range(chars):
+            ids = torch.from_numpy(self.draw(self.logits.cpu().numpy())).to(self.device)
+            self.logits, self.state = self.model.step(ids, self.state)
+
+    def draw(self, logits: np.ndarray) -> np.ndarray:
+        """logits (B, V) -> ids (B,)."""
+        weight = np.exp((logits - logits.max(axis=-1, keepdims=True)) / TEMPERATURE).cumsum(axis=-1)
+        return (weight <= self.random.random((len(logits), 1)) * weight[:, -1:]).sum(axis=-1)
+
+    def copy(self) -> "Writer":
+        """Another one that goes on from here."""
+        other = Writer(self.model, len(self.logits), self.chars)
+        other.logits, other.state = self.logits, self.state
+        return other
+
+
+def sampler(logits: Callable[[Tensor, Any], tuple[Tensor, Any]], context: int, chars: int) -> measure.Call:
+    """A peer's sampler: (ids (1, context), memory) -> (logits (1, T, V), memory) gives the next character's logits."""
+    ids, memory = torch.zeros(1, context, dtype=torch.int64), None
 
     @torch.inference_mode()
-    def __call__(self) -> None:
-        """Always from the same state: nobody reads more than was asked for."""
-        ids, state = self.ids, self.state
-        for _ in range(self.chars):
-            logits, state = self.model.step(ids, state)
-            ids = logits.argmax(dim=-1)
+    def write() -> None:
+        nonlocal ids, memory
+        for _ in range(chars):
+            scores, memory = logits(ids[:, -context:], memory)
+            choice = torch.multinomial((scores[:, -1] / TEMPERATURE).softmax(dim=-1), 1)
+            ids = torch.cat([ids[:, -context:], choice], dim=1)
+
+    return write
 
 
-class Products:
+def chain(model: LanguageModel, chars: int) -> measure.Call:
     """The matrix-vector products of one model, one after the other."""
-
-    def __init__(self, model: LanguageModel, chars: int) -> None:
-        blocks = [p for p in model.blocks.parameters() if p.dim() == 2]  # type: ignore[attr-defined]
-        self.chars = chars
-        self.pairs = [(w, torch.ones(1, w.shape[1], device=w.device)) for w in (*blocks, model.head.weight)]
+    pairs = [(linear.weight.detach(), linear.weight.new_ones(linear.in_features)) for linear in linears(model)]
 
     @torch.inference_mode()
-    def __call__(self) -> None:
-        for _ in range(self.chars):
-            for weight, x in self.pairs:
-                linear(x, weight)
+    def multiply() -> None:
+        for _ in range(chars):
+            for weight, x in pairs:
+                torch.mv(weight, x)
+
+    return multiply
 
 
-def make(name: str, context: int, arguments: SimpleNamespace) -> LanguageModel:
-    """A model in the type asked for, whose window holds the context and what is written. Raises RefusedError."""
-    device, dtype = measure.device_and_type(arguments)
-    window = max(256, context + arguments.chars)
-    model = models.make(name, arguments.width, arguments.layers, VOCABULARY, window=window).to(device).eval()
+# ---------------------------------------------------------------- contenders
+
+
+def make(name: str, width: int, arguments: SimpleNamespace) -> LanguageModel:
+    """A model of ours in eval mode, checked. Raises RefusedError."""
+    device, _ = measure.device_and_type(arguments)
+    model = models.make(name, width, arguments.layers, VOCABULARY, window=arguments.window).to(device).eval()
     measure.require_forward_equals_steps(model, torch.randint(VOCABULARY, (1, 24), device=device))
-    return model.to(dtype)
+    return model
 
 
-def compare(context: int, arguments: SimpleNamespace) -> list[Row]:
-    """One row per mixer."""
+def packed(model: LanguageModel, weights: str) -> Packed:
+    """It packed, checked against itself with rounded weights. Raises RefusedError."""
+    try:
+        fast = Packed(model, weights)
+    except UnsupportedError as error:
+        raise RefusedError(f"not packed: {error}") from None
+    measure.require_forward_equals_steps(fast, torch.randint(VOCABULARY, (2, 24)))  # type: ignore[arg-type]
+    return fast
+
+
+def minlm(width: int, arguments: SimpleNamespace) -> tuple[nn.Module, measure.Call]:
+    """lucidrains' model with carried state, checked against ours on equal weights. It has no convolution then."""
+    options = SimpleNamespace(width=width, layers=arguments.layers)
+    model = make_minlm(options).eval()
+    ids = torch.randint(VOCABULARY, (1, 24))
+    require_minlm(make_ours("mingru, gelu", 24, options), model, ids)
+    write = sampler(lambda ids, state: model(ids, return_prev_hiddens=True, prev_hiddens=state), 1, arguments.chars)
+    return model, write
+
+
+def gpt(width: int, arguments: SimpleNamespace) -> tuple[nn.Module, measure.Call]:
+    """The model of nanoGPT's recipe at this width, which recomputes its whole window for each character."""
+    layers, heads, context = next(shape for least, shape in GPTS.items() if width >= least)
+    torch.manual_seed(0)
+    model = peers.GPT(VOCABULARY, layers, heads, width, context).eval()
+    return model, sampler(lambda ids, _: (model(ids), None), context, arguments.chars)
+
+
+def contenders(width: int, arguments: SimpleNamespace) -> dict[str, Callable[[], tuple[nn.Module, measure.Call]]]:
+    """What is timed at batch 1, by name: each gives a model, for its number of parameters, and a call."""
+    chars = arguments.chars
+    ours = functools.cache(lambda: make("mingru", width, arguments))
+    layers, _, context = next(shape for least, shape in GPTS.items() if width >= least)
+
+    def fast(weights: str) -> tuple[nn.Module, measure.Call]:
+        return ours(), Writer(packed(ours(), weights), 1, chars)
+
+    return {
+        CHAIN: lambda: (ours(), chain(ours(), chars)),
+        **{f"ours, {weights}": functools.partial(fast, weights) for weights in WEIGHTS},
+        PLAIN: lambda: (ours(), Writer(ours(), 1, chars)),
+        MINLM: lambda: minlm(width, arguments),
+        f"nanoGPT {layers} x {width}, context {context}": lambda: gpt(width, arguments),
+    }
+
+
+def compare(width: int, arguments: SimpleNamespace) -> list[Row]:
+    """One row per contender: characters per second, and the ratios to the three yardsticks."""
     device, _ = measure.device_and_type(arguments)
     rows: list[Row] = []
     calls: dict[str, measure.Call] = {}
-    for name in measure.names(arguments.mixers, MIXERS):
+    for name, prepare in contenders(width, arguments).items():
         try:
-            model = make(name, context, arguments)
-            calls[name] = Decoder(model, context, arguments.chars)
-            calls[f"{name} products"] = Products(model, arguments.chars)
-            rows.append({"name": name, "context": context})
+            model, calls[name] = prepare()
+            rows.append({"name": name, "width": width, "parameters": sum(p.numel() for p in model.parameters())})
         except (RefusedError, RuntimeError) as error:
-            rows.append({**measure.skip(name, error), "context": context})
+            rows.append({**measure.skip(name, error), "width": width})
     times = measure.in_turns(calls, arguments.repeat, device)
+    speeds = {name: [arguments.chars / seconds for seconds in several] for name, several in times.items()}
     for row in rows:
-        if "skipped" not in row:
-            row["speeds"] = [arguments.chars / seconds for seconds in times[row["name"]]]
-            limit = arguments.chars / measure.median(times[f"{row['name']} products"])
-            row |= {"products": limit, "of_products": measure.median(row["speeds"]) / limit}
+        if row["name"] in speeds:
+            row["speeds"] = speeds[row["name"]]
+            for short, yardstick in (("chain", CHAIN), ("minlm", MINLM), ("nanogpt", "nanoGPT")):
+                known = [measure.median(s) for name, s in speeds.items() if name.startswith(yardstick)]
+                row[short] = measure.median(row["speeds"]) / known[0] if known else None
     return rows
 
 
+# ---------------------------------------------------------------- many at once
+
+
+def compare_batches(weights: str, arguments: SimpleNamespace) -> Row:
+    """Characters per second of all samples together, at batch 1 and at --batch. Raises RefusedError."""
+    device, _ = measure.device_and_type(arguments)
+    model = packed(make("mingru", arguments.widths[0], arguments), weights)
+    writers = {str(batch): Writer(model, batch, arguments.chars) for batch in (1, arguments.batch)}
+    times = measure.in_turns(writers, arguments.repeat, device)
+    one, many = ([int(batch) * arguments.chars / t for t in several] for batch, several in times.items())
+    return {"name": f"ours, {weights}", "one": one, "many": many, "ratio": measure.median(many) / measure.median(one)}
+
+
+# ---------------------------------------------------------------- after a long time
+
+
+def resident() -> int | None:
+    """Bytes that this process has in memory now; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        return None
+
+
+def grow(name: str, arguments: SimpleNamespace) -> list[Row]:
+    """One row per length: seconds per character there, all lengths in turns, and memory as generation went on."""
+    device, _ = measure.device_and_type(arguments)
+    model = make(name, arguments.widths[0], arguments)
+    writer = Writer(pack(model), 1, arguments.chars)
+    writers, memory, written = {}, [], 0
+    for length in sorted(arguments.generated):
+        writer(length - written)
+        written = length
+        writers[str(length)] = writer.copy()
+        memory.append(resident())
+    times = measure.in_turns(writers, 5 * arguments.repeat, device)  # a ratio near 1 wants many
+    seconds = [[t / arguments.chars for t in several] for several in times.values()]
+    return [
+        {
+            "name": name,
+            "generated": int(length),
+            "seconds": several,
+            "ratio": measure.median(several) / measure.median(seconds[0]),
+            "growth": None if now is None or memory[0] is None else now - memory[0],
+        }
+        for length, several, now in zip(writers, seconds, memory, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- report
+
+
 def run(arguments: SimpleNamespace) -> Row:
-    """All mixers after each context."""
-    about = measure.heading(f"Decoding, batch 1, {arguments.layers} layers of width {arguments.width}", arguments)
-    results = []
-    for context in arguments.contexts:
-        rows = compare(context, arguments)
-        print(f"\nafter {context:,} characters")
-        measure.print_table(HEADER, [table_row(row) for row in rows])
-        results.append({"context": context, "rows": rows})
-    return {"conditions": about, "results": results}
+    """The tables asked for."""
+    arguments.dtype = "float32"
+    parts = measure.names(arguments.parts, REPORTS, "--parts")
+    measure.names(arguments.mixers, MIXERS)
+    about = measure.heading(f"Decoding, {arguments.layers} layers, temperature {TEMPERATURE}", arguments)
+    return {"conditions": about, **{part: REPORTS[part](arguments) for part in parts}}
 
 
-def table_row(row: Row) -> tuple[str, ...]:
-    """A row as the table shows it."""
+def report_peers(arguments: SimpleNamespace) -> list[Row]:
+    rows: list[Row] = []
+    for width in arguments.widths:
+        rows += (these := compare(width, arguments))
+        print(f"\nbatch 1, width {width}")
+        header = ("", "parameters", "characters/s", "[min-max]", "x chain", "x minGRU-pytorch", "x nanoGPT")
+        measure.print_table(header, [peer_row(row) for row in these])
+    return rows
+
+
+def report_batch(arguments: SimpleNamespace) -> list[Row]:
+    rows = []
+    for weights in WEIGHTS:
+        try:
+            rows.append(compare_batches(weights, arguments))
+        except RefusedError as error:
+            rows.append(measure.skip(f"ours, {weights}", error))
+    print(f"\nbatch {arguments.batch} over batch 1, width {arguments.widths[0]}, characters/s of all together")
+    header = ("", "batch 1", "[min-max]", f"batch {arguments.batch}", "[min-max]", "ratio")
+    measure.print_table(header, [batch_row(row) for row in rows])
+    return rows
+
+
+def report_length(arguments: SimpleNamespace) -> list[Row]:
+    rows: list[Row] = []
+    for name in arguments.mixers:
+        try:
+            rows += grow(name, arguments)
+        except RefusedError as error:
+            rows.append(measure.skip(name, error))
+    print(f"\nafter so many characters, batch 1, width {arguments.widths[0]}; attention's window {arguments.window}")
+    header = ("", "generated", "ms per character", "ratio", "memory growth MB")
+    measure.print_table(header, [length_row(row) for row in rows])
+    return rows
+
+
+REPORTS = {"peers": report_peers, "batch": report_batch, "length": report_length}
+
+
+def rate(speeds: list[float]) -> tuple[str, str]:
+    return f"{measure.median(speeds):,.0f}", f"[{min(speeds):,.0f}-{max(speeds):,.0f}]"
+
+
+def peer_row(row: Row) -> tuple[str, ...]:
     if "skipped" in row:
         return row["name"], row["skipped"]
-    low, middle, high = min(row["speeds"]), measure.median(row["speeds"]), max(row["speeds"])
-    return row["name"], f"{middle:,.0f}", f"[{low:,.0f}-{high:,.0f}]", measure.number(row["of_products"], ".0%")
+    ratios = (measure.number(row[key], ".2f" if key == "chain" else ".1f") for key in ("chain", "minlm", "nanogpt"))
+    return row["name"], f"{row['parameters']:,}", *rate(row["speeds"]), *ratios
+
+
+def batch_row(row: Row) -> tuple[str, ...]:
+    if "skipped" in row:
+        return row["name"], row["skipped"]
+    return row["name"], *rate(row["one"]), *rate(row["many"]), measure.number(row["ratio"], ".1f")
+
+
+def length_row(row: Row) -> tuple[str, ...]:
+    if "skipped" in row:
+        return row["name"], row["skipped"]
+    growth = None if row["growth"] is None else row["growth"] / 1e6
+    return (
+        row["name"],
+        f"{row['generated']:,}",
+        measure.spread(row["seconds"]),
+        measure.number(row["ratio"], ".3f"),
+        measure.number(growth, ".1f"),
+    )
