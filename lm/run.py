@@ -400,7 +400,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"no checkpoint {path}") from None
     except Exception as error:  # torch.load raises many types for a damaged file
-        raise UserError(f"{path}: damaged, or not a checkpoint: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: damaged, or not a checkpoint: {(str(error) or 'empty').splitlines()[0]}") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "config", "characters"} <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of this program")
     return checkpoint

@@ -148,7 +148,7 @@ def start(name: str, tmp_path: Path, corpus: Path, *options: str) -> subprocess.
 
 
 def wait_for_step(run: Path, step: int) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if (run / "metrics.csv").exists() and any(int(row["step"] or 0) >= step for row in rows(run)):
             return
         time.sleep(0.05)
@@ -176,7 +176,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(run_train, tmp_path,
     process = start("stopped", tmp_path, corpus, *EXACT)
     wait_for_step(tmp_path / "stopped", 50)
     process.send_signal(number)
-    _, screen = process.communicate(timeout=60)
+    _, screen = process.communicate(timeout=300)
     assert process.returncode == 130 and "python train.py --resume" in screen and "Traceback" not in screen
     summary = Run(tmp_path / "stopped").summary()
     assert summary["status"] == "interrupted" and 50 <= summary["step"] < 200
@@ -292,12 +292,6 @@ def test_an_existing_run_is_never_overwritten(run_train, capsys):
     run_train("a", "--trainer.max_steps", "2", code=2)
     assert "exists already" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-
-
-def test_resuming_with_another_model_is_refused(run_train, capsys):
-    run = run_train("a", "--trainer.max_steps", "4")
-    assert train.main(["--resume", str(run), "--model.width", "64"]) == 2
-    assert "model.width is 32" in capsys.readouterr().err
 
 
 def test_checkpoints_are_data(tmp_path):
