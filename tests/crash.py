@@ -13,7 +13,6 @@ five random kills hits a process of its own.
 
 import argparse
 import collections
-import contextlib
 import csv
 import functools
 import mmap
@@ -32,7 +31,7 @@ from typing import Any
 import torch
 
 import train
-from lm import native, task, training
+from lm import native, training
 from lm.corpus import DATA, read_text
 from lm.run import read_checkpoint
 from tests.conftest import SMALL
@@ -88,6 +87,7 @@ class Kit:
 
     def __init__(self, folder: Path, options: list[str]) -> None:
         self.folder = folder
+        folder.mkdir()
         corpus = folder / "corpus.txt"
         corpus.write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
         self.options = [*SMALL, "--data.corpus", str(corpus), "--runs", str(folder), *options]
@@ -157,23 +157,14 @@ def note_phases(phase: mmap.mmap) -> None:
 
         setattr(owner, name, noting)
 
+    def begins(text: str, name: str) -> None:
+        setattr(training.Checkpoints, name, lambda *_: phase.__setitem__(slice(None), text.encode().ljust(32)))
+
     phase[:] = b"start-up".ljust(32)
+    begins("steps", "on_train_batch_start")
+    begins("validation and samples", "on_validation_start")
     during("building the kernels", native, "_compile")
-    during("steps", task.Task, "on_train_batch_start")
-    during("validation and samples", training.Recorder, "on_validation_end")
     during("writing a checkpoint", training, "save_atomically")
-    for name in ("on_train_batch_start", "on_validation_start"):
-        text = b"steps" if "train" in name else b"validation and samples"
-        enter(training.Checkpoints, name, phase, text)
-
-
-def enter(owner: type, name: str, phase: mmap.mmap, text: bytes) -> None:
-    """Let a hook of Lightning's begin a phase."""
-
-    def hook(self: Any, *args: Any) -> None:
-        phase[:] = text.ljust(32)
-
-    setattr(owner, name, hook)
 
 
 def kill_at_random(kit: Kit, name: str, life: float, own_process: bool, chance: random.Random) -> str | None:
@@ -259,12 +250,15 @@ def main() -> int:
     arguments = parser.parse_args()
     chance, tally, wrong = random.Random(arguments.seed), collections.Counter(), []
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack():
-        kit = Kit(Path(folder), EXACT + STREAMS * arguments.streams)
-        kit.finish("whole")
+    with tempfile.TemporaryDirectory() as folder:
+        options = EXACT + STREAMS * arguments.streams
         if arguments.kills:
+            kit = Kit(Path(folder, "random"), options)
+            kit.finish("whole")
             wrong += kill_randomly(kit, arguments.kills, arguments.own, chance, tally)
         if arguments.calls != "0":
+            kit = Kit(Path(folder, "calls"), [*options, "--trainer.max_steps", "18"])
+            kit.finish("whole")
             for moment, found in sweep_calls(kit, None if arguments.calls == "all" else int(arguments.calls), chance):
                 tally["a call that writes"] += 1
                 if found:

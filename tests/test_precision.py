@@ -59,7 +59,7 @@ def test_slow_gates_move_the_state(monkeypatch, backend, name, dtype):
     logit = torch.logit(torch.tensor(1 / 1024.0))
     gates = [logit] if name == "mingru_scan" else [torch.tensor(20.0), logit]
     x = torch.stack([*gates, torch.tensor(0.5)]).repeat(1, 5_000, 1).to(dtype).requires_grad_()
-    h, last = getattr(recurrence, name)(x)
+    _, last = getattr(recurrence, name)(x)
     want, _ = getattr(recurrence, name)(x.detach().double())
     assert last.dtype == torch.float32 and last.item() == pytest.approx(want[0, -1, 0].item(), rel=1e-4)
     (grad,) = torch.autograd.grad(last, x)
