@@ -14,11 +14,21 @@ results: .venv/ready
 	$(BIN)/python -m lm.sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
 	$(BIN)/python -m lm.compare runs/comparison --insert README.md
 
-# The paper's language modelling and selective copying, scaled for two cores; finished runs are skipped.
+# docs/reproduction.md: the paper's experiments, scaled for two cores; finished runs are skipped.
 LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml)
+COPYING := configs/paper_cpu/copying_
+CONTEXTS := 64 256 1024 4096 16384
 paper: .venv/ready
 	$(BIN)/python -m lm.sweep --configs $(LM) --seeds 1 2 3 --runs runs/paper_lm
-	$(BIN)/python -m lm.sweep --configs configs/paper_cpu/copying_*.yaml --vary model.layers 1 2 3 --runs runs/paper_copying
+	$(BIN)/python -m lm.sweep --configs $(COPYING)mingru.yaml $(COPYING)minlstm.yaml --vary model.layers 3 2 1 --runs runs/paper_copying
+	$(BIN)/python -m lm.sweep --configs $(COPYING)mamba.yaml $(COPYING)s4d.yaml --vary model.layers 3 --runs runs/paper_copying
+	$(BIN)/python -m lm.sweep --mixers mingru minlstm mamba attention --runs runs/extrapolation -- \
+	  --data.context 256 --data.batch_size 8 --trainer.max_steps 1000 --eval.every 500
+	$(BIN)/python -m lm.compare runs/paper_lm --png docs/paper_lm.png --insert docs/reproduction.md#paper_lm
+	$(BIN)/python -m lm.compare runs/paper_copying --insert docs/reproduction.md#paper_copying
+	$(BIN)/python -m lm.evaluate runs/extrapolation/*-seed1 --contexts $(CONTEXTS) --png docs/extrapolation.png \
+	  --insert docs/reproduction.md#extrapolation
+	$(BIN)/python -m lm.reproduction --insert docs/reproduction.md
 
 # docs/performance.md, measured on this machine: leave it alone for half an hour meanwhile. BENCHES="cell train" does some.
 BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs/numerics.png" sample parameters overhead

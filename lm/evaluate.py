@@ -1,12 +1,14 @@
 """Losses of a model on a split, every character but the first scored exactly once, in nats per character.
 
-`python -m lm.evaluate RUN` prints them for a run.
+`python -m lm.evaluate RUN ...` prints them for runs.
 """
 
 import math
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from lm.config import COPYING, DataConfig, Parser, UserError
 from lm.copying import IGNORED, Copying
 from lm.data import Piece, stream, windows
+from lm.document import command_line, inserted
 from lm.model import LanguageModel
 
 
@@ -48,39 +51,69 @@ def _mean(model: LanguageModel, pieces: Iterable[Piece], carry: bool) -> float:
     return total / count
 
 
+def make_parser() -> Parser:
+    """The options, with their help."""
+    parser = Parser(
+        prog="python -m lm.evaluate",
+        usage="RUN [RUN ...] [--corpus NAME] [--contexts N ...] [--png FILE]",
+        description="Losses of runs, in nats per character, on the validation split of their corpus or another text.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=str, help="names or folders of runs, checkpoint files, or exported folders")
+    add("--corpus", type=str, help="score the validation tenth of this one instead of the run's own")
+    add("--contexts", type=int, nargs="+", help="windows of these lengths instead of the run's own")
+    add("--png", type=str, help="draw the losses against the context")
+    add("--insert", type=str, help="put what is printed into this document, between the marks `evaluate`, or FILE#MARK")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Print the losses of a run on the validation split of its corpus, or of another text."""
-    parser = Parser(prog="python -m lm.evaluate", usage="RUN [--corpus NAME] [--contexts N ...]", description=__doc__)
-    parser.add_argument("run", help="a run's name or folder, or a checkpoint file")
-    parser.add_argument("--corpus", type=str, help="score the validation tenth of this one instead of the run's own")
-    parser.add_argument("--contexts", type=int, nargs="+", help="windows of these lengths instead of the run's own")
-    arguments = parser.parse_args(argv)
+    """Print the losses of one run or several."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = make_parser()
+    options = parser.parse_args(words)
+    document, _, mark = (options.insert or "").partition("#")
     try:
-        _print_losses(arguments.run, arguments.corpus, arguments.contexts)
+        with inserted(Path(document) if document else None, mark or "evaluate", command_line("lm.evaluate", words)):
+            losses = {run: _losses(run, options) for run in options.runs}
+        if options.png:
+            _draw(options.png, losses)
     except UserError as error:
         parser.error(str(error))
 
 
-def _print_losses(run: str, corpus: str | None, contexts: list[int] | None) -> None:
+def _losses(run: str, options: Any) -> list[tuple[float, float]]:
+    """Print the losses of a run; returns (context, loss) of those in windows."""
     from lm.corpus import load_corpus
     from lm.run import load_with_config
 
     model, tokenizer, config = load_with_config(run)
+    contexts = options.contexts or [config.data.context]
+    if len(options.runs) > 1:
+        print(f"{run} ({config.mixer_name}, trained at context {config.data.context})")
     if config.data.corpus == COPYING:
-        if corpus is not None:
+        if options.corpus is not None:
             raise UserError(f"--corpus: {run} was trained on {COPYING}, not on text")
-        _print_copying(model, config.data, contexts or [config.data.context])
-        return
-    data = config.data if corpus is None else DataConfig(corpus=corpus, context=1)
-    text = load_corpus(data)
+        return [(context, _print_copying(model, config.data, context)) for context in contexts]
+    text = load_corpus(config.data if options.corpus is None else DataConfig(corpus=options.corpus, context=1))
     ids = text.validation
     if text.tokenizer.characters != tokenizer.characters:
         ids = tokenizer.encode(text.tokenizer.decode(ids))
-    for context in contexts or [config.data.context]:
+    losses = []
+    for context in contexts:
         if not 1 <= context < len(ids):
-            raise UserError(f"contexts: {context} is not between 1 and {len(ids) - 1}")
-        _print_loss(f"windowed {context}", windowed_loss(model, ids, context))
+            raise UserError(f"--contexts: {context} is not between 1 and {len(ids) - 1}")
+        losses.append((context, windowed_loss(model, ids, context)))
+        _print_loss(f"windowed {context}", losses[-1][1])
     _print_loss("streaming", streaming_loss(model, ids))
+    return losses
+
+
+def _draw(path: str, losses: dict[str, list[tuple[float, float]]]) -> None:
+    from lm.bench.plot import Panel, save
+
+    panel = Panel("", "validation loss, nats per character", {Path(run).name: curve for run, curve in losses.items()})
+    save(path, [panel], "context of validation, characters", "", logarithmic=False)
 
 
 @torch.inference_mode()
@@ -97,10 +130,10 @@ def copying_accuracy(model: LanguageModel, problems: Copying) -> tuple[float, fl
     return loss / count, right / count
 
 
-def _print_copying(model: LanguageModel, config: DataConfig, contexts: list[int]) -> None:
-    for context in contexts:
-        loss, accuracy = copying_accuracy(model, Copying.of(replace(config, context=context)))
-        print(f"context {context:<8} {loss:.4f} nats/answer  {accuracy:.2%} right", flush=True)
+def _print_copying(model: LanguageModel, config: DataConfig, context: int) -> float:
+    loss, accuracy = copying_accuracy(model, Copying.of(replace(config, context=context)))
+    print(f"context {context:<8} {loss:.4f} nats/answer  {accuracy:.2%} right", flush=True)
+    return loss
 
 
 def _print_loss(name: str, loss: float) -> None:

@@ -56,3 +56,13 @@ def test_the_command_prints_every_context(run_train, capsys):
     with pytest.raises(SystemExit):
         main([str(run), "--contexts", "0"])
     assert "contexts: 0 is not between" in capsys.readouterr().err
+
+
+def test_several_runs_their_picture_and_a_document(run_train, tmp_path, capsys):
+    runs = [str(run_train(name, "--trainer.max_steps", "3", "--eval.sample_chars", "0")) for name in ("a", "b")]
+    document = tmp_path / "a.md"
+    document.write_text("<!-- here: begin -->\n<!-- here: end -->\n")
+    main([*runs, "--contexts", "8", "16", "--png", str(tmp_path / "a.png"), "--insert", f"{document}#here"])
+    out = capsys.readouterr().out
+    assert out.count("windowed 8 ") == 2 and out.count("streaming") == 2 and out.strip() in document.read_text()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

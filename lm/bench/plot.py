@@ -18,8 +18,8 @@ class Panel:
     curves: dict[str, Curve]
 
 
-def save(path: str, panels: list[Panel], axis: str, title: str) -> None:
-    """Draw the panels side by side into a PNG. A contender looks the same in all of them."""
+def save(path: str, panels: list[Panel], axis: str, title: str, logarithmic: bool = True) -> None:
+    """Draw the panels side by side into a PNG, y `logarithmic` or not. A contender looks the same in all of them."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
@@ -29,7 +29,9 @@ def save(path: str, panels: list[Panel], axis: str, title: str) -> None:
         for name, curve in panel.curves.items():
             if curve:
                 ax.plot(*zip(*curve, strict=True), label=name, **_look(names.index(name)))
-        ax.set(xscale="log", yscale="log", xlabel=axis, ylabel=panel.label, title=panel.title)
+        ax.set(
+            xscale="log", yscale="log" if logarithmic else "linear", xlabel=axis, ylabel=panel.label, title=panel.title
+        )
         ax.xaxis.set_major_locator(_powers_of_two())
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         ax.xaxis.set_minor_locator(_none())
