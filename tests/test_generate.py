@@ -322,7 +322,7 @@ def test_ctrl_c_ends_a_continuation_but_not_the_session(run):
 
 @pytest.mark.skipif(not PRETRAINED.is_dir(), reason="data/pretrained is not there")
 def test_without_a_run_the_pretrained_model_writes(capsys, tmp_path):
-    assert len(write(capsys, "--runs", str(tmp_path), "--chars", "30")) == 32
+    assert len(write(capsys, "--runs", str(tmp_path), "--chars", "30")) == 31
     assert write(capsys, "pretrained", "--chars", "30") == write(capsys, "--runs", str(tmp_path), "--chars", "30")
     generate.main(["--runs", str(tmp_path), "--chars", "1"])
     assert "using the pretrained model" in capsys.readouterr().err
