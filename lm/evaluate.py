@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -50,22 +51,30 @@ def _mean(model: LanguageModel, pieces: Iterable[Piece], carry: bool) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the losses of a run on the validation split of its corpus, or of another text."""
-    parser = Parser(prog="python -m lm.evaluate", usage="RUN [--corpus NAME] [--contexts N ...]", description=__doc__)
+    parser = Parser(
+        prog="python -m lm.evaluate",
+        usage="RUN [--corpus NAME] [--contexts N ...] [--weights int8]",
+        description=__doc__,
+    )
     parser.add_argument("run", help="a run's name or folder, or a checkpoint file")
     parser.add_argument("--corpus", type=str, help="score the validation tenth of this one instead of the run's own")
     parser.add_argument("--contexts", type=int, nargs="+", help="windows of these lengths instead of the run's own")
+    parser.add_argument("--weights", type=str, default="float32", help="round them first: bfloat16 or int8")
     arguments = parser.parse_args(argv)
     try:
-        _print_losses(arguments.run, arguments.corpus, arguments.contexts)
+        _print_losses(arguments.run, arguments.corpus, arguments.contexts, arguments.weights)
     except UserError as error:
         parser.error(str(error))
 
 
-def _print_losses(run: str, corpus: str | None, contexts: list[int] | None) -> None:
+def _print_losses(run: str, corpus: str | None, contexts: list[int] | None, weights: str) -> None:
     from lm.corpus import load_corpus
+    from lm.packed import Packed, pack
     from lm.run import load_with_config
 
     model, tokenizer, config = load_with_config(run)
+    if weights != "float32":
+        model = cast(Packed, pack(model, weights)).model  # what generate.py computes with, in parallel
     if config.data.corpus == COPYING:
         if corpus is not None:
             raise UserError(f"--corpus: {run} was trained on {COPYING}, not on text")
