@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,13 +55,14 @@ def make_parser() -> Parser:
     """The options, with their help."""
     parser = Parser(
         prog="python -m lm.evaluate",
-        usage="RUN [RUN ...] [--corpus NAME] [--contexts N ...] [--png FILE]",
+        usage="RUN [RUN ...] [--corpus NAME] [--contexts N ...] [--weights int8] [--png FILE]",
         description="Losses of runs, in nats per character, on the validation split of their corpus or another text.",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=str, help="names or folders of runs, checkpoint files, or exported folders")
     add("--corpus", type=str, help="score the validation tenth of this one instead of the run's own")
     add("--contexts", type=int, nargs="+", help="windows of these lengths instead of the run's own")
+    add("--weights", type=str, default="float32", help="round them first: bfloat16 or int8, as generate.py does")
     add("--png", type=str, help="draw the losses against the context")
     add("--insert", type=str, help="put what is printed into this document, between the marks `evaluate`, or FILE#MARK")
     return parser
@@ -85,9 +86,12 @@ def main(argv: list[str] | None = None) -> None:
 def _losses(run: str, options: Any) -> list[tuple[float, float]]:
     """Print the losses of a run; returns (context, loss) of those in windows."""
     from lm.corpus import load_corpus
+    from lm.packed import Packed, pack
     from lm.run import load_with_config
 
     model, tokenizer, config = load_with_config(run)
+    if options.weights != "float32":
+        model = cast(Packed, pack(model, options.weights)).model  # what generate.py computes with, in parallel
     contexts = options.contexts or [config.data.context]
     if len(options.runs) > 1:
         print(f"{run} ({config.mixer_name}, trained at context {config.data.context})")

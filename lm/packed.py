@@ -126,7 +126,7 @@ class Packed:
         """Several characters in one call, so that nothing but the model takes time.
 
         As often as there are rows in uniform: choose ids from the logits as `lm.sampling.choose` does with a
-        temperature alone, never the last of the vocabulary, the unknown; then step.
+        temperature alone, but for the last bit of exp, never the last of the vocabulary, the unknown; then step.
 
         Args:
             logits, state: (B, V) and B rows, as `step` returned them; they are left as they are.

@@ -2,7 +2,7 @@
 
     read     ids -> a `Position`: all that the model remembers of a text, as a value to keep, copy, save, or go on from
     Decoder  goes on from N positions at once
-    write    characters, log-probabilities and stop strings of a Decoder's N samples
+    write    texts, log-probabilities and stop strings of a Decoder's N samples
     generate the characters of one sample: what most programs need
 
 The filters and `choose` are pure functions of logits (N, V) in numpy, where one row takes microseconds.
@@ -11,7 +11,7 @@ The filters and `choose` are pure functions of logits (N, V) in numpy, where one
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lm.model import LanguageModel, ModelState
+from lm.packed import Packed
 from lm.tokenizer import CharTokenizer
 
 PREFILL = 4096
@@ -30,6 +31,9 @@ sample's bits would depend on the number of samples; in groups of one size, padd
 ROWS_ELSEWHERE = 64
 BLOCK = 256
 """Random numbers of each stream that are drawn at a time."""
+BURST, SOON = 32, 0.01
+"""Characters that one native call writes: from 1, twice as many each time, at most so many, and no more once a call
+takes this many seconds. A reader sees text at once and all the time, and Ctrl-C need not wait."""
 
 
 class Engine(Protocol):
@@ -71,7 +75,7 @@ def min_p(logits: np.ndarray, p: float) -> np.ndarray:
 
 @dataclass
 class Options:
-    """How a character is chosen: temperature, then top-k, then top-p, then min-p."""
+    """How a character is chosen: temperature, then top-k, then top-p, then min-p. By default these three keep all."""
 
     temperature: float = 1.0
     """0 takes the most probable"""
@@ -97,6 +101,13 @@ def choose(logits: np.ndarray, uniform: np.ndarray, options: Options) -> np.ndar
     return (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(axis=-1)
 
 
+def log_probability(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Natural logarithms of what logits (N, V) give ids (N,): unfiltered, at temperature 1."""
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(axis=-1))
+
+
 class Draws:
     """Streams of uniform numbers in [0, 1): number n of sample i is a function of (seed, i, n) alone.
 
@@ -118,13 +129,14 @@ class Draws:
         stream.random(used % 4)
         return stream
 
-    def next(self) -> np.ndarray:
-        """The next number of each stream (N,)."""
+    def take(self, most: int = 1) -> np.ndarray:
+        """The next numbers of each stream (n, N), n from 1 to `most`."""
         column = self.count % BLOCK
         if column == 0:
             self._block = np.stack([stream.random(BLOCK) for stream in self._streams])
-        self.count += 1
-        return self._block[:, column]
+        taken = self._block[:, column : column + most].T
+        self.count += len(taken)
+        return taken
 
 
 class Position(NamedTuple):
@@ -205,14 +217,8 @@ class Decoder:
 
     def choose(self, options: Options) -> np.ndarray:
         """The next id of each text (N,). Temperature 0 draws no random numbers."""
-        uniform = self._draws.next() if options.temperature else np.empty(0)
+        uniform = self._draws.take()[0] if options.temperature else np.empty(0)
         return choose(self.logits[:, :-1], uniform, options)
-
-    def log_probabilities(self, ids: np.ndarray) -> np.ndarray:
-        """Natural logarithms of what the model gives ids (N,) to come next: unfiltered, at temperature 1."""
-        logits = self.logits.astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(axis=-1))
 
     @torch.inference_mode()
     def step(self, ids: np.ndarray) -> None:
@@ -225,11 +231,47 @@ class Decoder:
             parts.append(logits)
         self.logits = _numpy(torch.cat(parts) if len(parts) > 1 else parts[0])[mine]
 
-    def position(self, row: int) -> Position:
-        """Where a text stands; a copy, which further steps leave alone."""
+    @torch.inference_mode()
+    def write(self, options: Options, most: int = 1) -> np.ndarray:
+        """Choose and read the next ids of each text (n, N), n from 1 to `most`: what they are does not depend on it.
+
+        A packed model at a mere temperature writes all of them in one native call; otherwise n is 1.
+        """
+        temperature = options.temperature
+        if not isinstance(self.model, Packed) or options != Options(temperature):
+            ids = self.choose(options)
+            self.step(ids)
+            return ids[None]
+        uniform = self._draws.take(most) if temperature else np.zeros((most, len(self.logits)))
+        self._burst = torch.from_numpy(self.logits), self._groups[0], torch.from_numpy(uniform), temperature
+        chosen, logits, self._groups[0] = self.model.write(*self._burst)
+        self.logits = logits.numpy()
+        return chosen.numpy()
+
+    def position(self, row: int, back: int = 0) -> Position:
+        """Where a text stands, or stood before the last `back` of the ids that `write` has just returned.
+
+        A copy, which further steps leave alone.
+        """
+        drawn = self._drawn[row] + self._draws.count
+        if back:
+            return self._earlier(row, back, drawn)
         group, place = divmod(self._first + row, self._size)
-        state = tuple(tuple(part[place : place + 1].clone() for part in layer) for layer in self._groups[group])
-        return Position(state, self.logits[row].copy(), self._drawn[row] + self._draws.count)
+        return Position(_row(self._groups[group], place), self.logits[row].copy(), drawn)
+
+    @torch.inference_mode()
+    def _earlier(self, row: int, back: int, drawn: int) -> Position:
+        """A recurrent state cannot be undone: the row is written again, from where the burst began."""
+        assert isinstance(self.model, Packed)
+        logits, state, uniform, temperature = self._burst
+        one = slice(row, row + 1)
+        _, logits, state = self.model.write(logits[one], _row(state, row), uniform[:-back, one], temperature)
+        return Position(state, logits[0].numpy(), drawn - (back if temperature else 0))
+
+
+def _row(state: ModelState, row: int) -> ModelState:
+    """A copy of one row of a state."""
+    return tuple(tuple(part[row : row + 1].clone() for part in layer) for layer in state)
 
 
 def _join(states: Sequence[ModelState]) -> ModelState:
@@ -259,49 +301,53 @@ def write(
     log_probabilities: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Piece]]:
-    """Write all of a decoder's texts; yields, a character at a time, a piece of each that has not ended.
+    """Write all of a decoder's texts; yields, a few characters at a time, a piece of each that has not ended.
 
     Args:
         chars: how many characters of each to write, at most; None for no end.
         stops: a text ends before any of these.
-        interrupted: asked before each character whether to end here.
+        interrupted: asked before each piece whether to end here.
     """
     held = {row: ("", list[float]()) for row in range(len(decoder.logits))}
-    for n in count(1):
-        if not held or chars == 0:
-            return
+    written, burst = 0, 1
+    while held and written != chars:
         if interrupted():
             yield [Piece(row, *rest, "interrupted", decoder.position(row)) for row, rest in held.items()]
             return
-        ids = decoder.choose(options)
-        logs = [[x] for x in decoder.log_probabilities(ids).tolist()] if log_probabilities else [[]] * len(ids)
-        text = tokenizer.decode(ids)
-        decoder.step(ids)
+        before, start = decoder.logits, perf_counter()
+        ids = decoder.write(options, burst if chars is None else min(burst, chars - written))
+        written += len(ids)
+        if not log_probabilities and perf_counter() - start < SOON:
+            burst = min(2 * burst, BURST)
+        logs = [[x] for x in log_probability(before, ids[0]).tolist()] if log_probabilities else [[]] * ids.shape[1]
         pieces = []
-        for row, (before, logs_before) in list(held.items()):
-            more, more_logs = before + text[row], logs_before + logs[row]
-            ready, found = passable(more, stops) if stops else (len(more), False)
-            finish = "stop" if found else "length" if n == chars else ""
-            if finish:
-                ready = ready if found else len(more)
-                pieces.append(Piece(row, more[:ready], more_logs[:ready], finish, decoder.position(row)))
-                del held[row]
+        for row, (text, text_logs) in list(held.items()):
+            text, text_logs = text + tokenizer.decode(ids[:, row]), text_logs + logs[row]
+            ready, end = passable(text, stops) if stops else (len(text), 0)
+            if end:
+                finish, position = "stop", decoder.position(row, len(text) - end)
+            elif written == chars:
+                ready, finish, position = len(text), "length", decoder.position(row)
             else:
-                pieces.append(Piece(row, more[:ready], more_logs[:ready]))
-                held[row] = more[ready:], more_logs[ready:]
+                pieces.append(Piece(row, text[:ready], text_logs[:ready]))
+                held[row] = text[ready:], text_logs[ready:]
+                continue
+            pieces.append(Piece(row, text[:ready], text_logs[:ready], finish, position))
+            del held[row]
         yield pieces
 
 
-def passable(text: str, stops: Sequence[str]) -> tuple[int, bool]:
-    """How many characters of a text can be passed on, and whether a stop string follows them.
+def passable(text: str, stops: Sequence[str]) -> tuple[int, int]:
+    """How many characters of a text can be passed on, and where the stop string that follows them ends; 0 for none.
 
-    The others are a stop string, with what comes after it, or may become one.
+    The others are the stop string that is complete first, with what comes after it, or may become one.
     """
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
-    if found:
-        return min(found), True
+    ends = [place + len(stop) for stop in stops if (place := text.find(stop)) >= 0]
+    if ends:
+        end = min(ends)
+        return min(place for stop in stops if (place := text.find(stop, 0, end)) >= 0), end
     begun = (n for stop in stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
-    return len(text) - max(begun, default=0), False
+    return len(text) - max(begun, default=0), 0
 
 
 def start_ids(tokenizer: CharTokenizer, prompt: str) -> np.ndarray:

@@ -196,13 +196,17 @@ def test_a_packed_model_that_differs_is_refused(bench, monkeypatch):
     assert all("forward against steps" in row["skipped"] for row in result["batch"])
 
 
-def test_writers_draw_from_the_distribution():
+def test_writers_go_on_where_they_are():
     from lm.bench import models
 
-    writer = sample.Writer(models.make("mingru", 16, 1, 4), 2000, 1)
-    p = torch.tensor([0.5, 0.25, 0.15, 0.1])
-    ids = writer.draw((p.log() * sample.TEMPERATURE).expand(2000, -1).numpy())
-    assert torch.allclose(torch.bincount(torch.from_numpy(ids)) / 2000, p, atol=0.04)
+    writer, same = (sample.Writer(models.make("mingru", 16, 1, sample.VOCABULARY), 2, 50) for _ in range(2))
+    writer(120)
+    same(70)
+    other = same.copy()
+    same()
+    states = [[one.decoder.position(row).logits for row in range(2)] for one in (writer, same, other)]
+    assert (states[0][0] == states[1][0]).all() and (states[0][1] == states[1][1]).all()
+    assert (states[0][0] != states[2][0]).any()
 
 
 def test_the_gpt_is_torchs():

@@ -53,6 +53,9 @@ def test_the_command_prints_every_context(run_train, capsys):
         ["streaming", lines[2].split()[1]],
     ]
     assert all(0 < float(line.split()[-4]) < math.log(70) * 1.5 for line in lines)
+    main([str(run), "--contexts", "8", "--weights", "int8"])
+    exact, rounded = (float(text.split()[-4]) for text in (lines[0], capsys.readouterr().out.splitlines()[0]))
+    assert rounded == pytest.approx(exact, abs=0.1)
     with pytest.raises(SystemExit):
         main([str(run), "--contexts", "0"])
     assert "contexts: 0 is not between" in capsys.readouterr().err

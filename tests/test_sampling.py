@@ -1,6 +1,7 @@
 """The filters against their definitions; generation against recomputation; samples whatever their number."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from lm.config import ModelConfig
 from lm.evaluate import streaming_loss
 from lm.model import LanguageModel
-from lm.packed import pack
+from lm.packed import Packed, pack
 from lm.sampling import (
     ROWS,
     Decoder,
@@ -87,7 +88,7 @@ def test_filters_keep_as_many_as_their_definitions_say(values, k, p, minimum):
 
 def frequencies(options, draws=200):
     numbers = Draws(0, range(100), [0] * 100)
-    ids = np.concatenate([choose(LOGITS.repeat(100, axis=0), numbers.next(), options) for _ in range(draws)])
+    ids = np.concatenate([choose(LOGITS.repeat(100, axis=0), numbers.take()[0], options) for _ in range(draws)])
     return np.bincount(ids, minlength=4) / len(ids)
 
 
@@ -109,7 +110,12 @@ def test_what_is_chosen_was_kept(values, uniform, temperature, k, p):
 
 def numbers(seed, samples, used, n):
     draws = Draws(seed, samples, used)
-    return np.stack([draws.next() for _ in range(n)], axis=1)
+    parts, left, most = [], n, itertools.cycle([1, 30, 7])
+    while left:
+        parts.append(draws.take(min(left, next(most))))
+        left -= len(parts[-1])
+    assert draws.count == n
+    return np.concatenate(parts).T
 
 
 def test_a_stream_is_a_function_of_seed_sample_and_position():
@@ -238,23 +244,25 @@ def test_the_text_ends_before_the_first_stop(text, stops):
     passed, held, found = "", "", False
     for char in text:
         held += char
-        ready, found = passable(held, stops)
+        ready, end = passable(held, stops)
         passed, held = passed + held[:ready], held[ready:]
-        if found:
+        if found := end > 0:
             break
     ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
     expected = text[: min(ends)] if ends else text
     assert found == bool(ends)
     assert passed + held == expected
+    assert passable(text, stops) == (len(passed), len(expected) if ends else 0)
     assert not any(stop in passed for stop in stops)
     if found:
         assert any(held.startswith(stop) for stop in stops)
 
 
 def test_what_cannot_become_a_stop_is_passed_on_at_once():
-    assert passable("xyz", ["ab"]) == (3, False)
-    assert passable("xya", ["ab", "yb"]) == (2, False)
-    assert passable("xyab!", ["ab"]) == (2, True)
+    assert passable("xyz", ["ab"]) == (3, 0)
+    assert passable("xya", ["ab", "yb"]) == (2, 0)
+    assert passable("xyab!", ["ab"]) == (2, 4)
+    assert passable("xabcd", ["abcd", "c"]) == (3, 4)
 
 
 def test_samples_stop_on_their_own(model):
@@ -283,6 +291,65 @@ def test_an_interrupted_text_is_whole(model):
     pieces = [p for (p,) in write(Decoder(model, [position]), *arguments, interrupted=lambda: next(asked))]
     assert "".join(p.text for p in pieces) == "".join(generate(model, TOKENIZER, "abc", 20))
     assert pieces[-1].finish == "interrupted" and pieces[-1].position.drawn == 20
+
+
+class OneByOne(Packed):
+    """Chooses in numpy, then steps."""
+
+    def write(self, logits, state, uniform, temperature):
+        ids = []
+        for numbers in uniform.numpy():
+            ids.append(torch.from_numpy(choose(logits.numpy()[:, :-1], numbers, Options(temperature))))
+            logits, state = self.step(ids[-1], state)
+        return torch.stack(ids), logits, state
+
+
+def same(a, b):
+    """Whether two positions are equal to the bit."""
+    states = zip(itertools.chain(*a.state), itertools.chain(*b.state), strict=True)
+    return a.drawn == b.drawn and np.array_equal(a.logits, b.logits) and all(torch.equal(x, y) for x, y in states)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("chars", [1, 300, 331])
+def test_bursts_write_what_single_characters_do(temperature, stops, chars, monkeypatch):
+    """Texts, and where they end, to the bit: from there either way goes on alike."""
+    monkeypatch.setattr("lm.sampling.SOON", math.inf)
+    model, options = every_mixer("mingru"), Options(temperature)
+    fast, slow = Packed(model), OneByOne(model)
+    start = [read(fast, LARGE.encode(prompt)) for prompt in ("ABC", "Q", "XYZ")]
+    free, _ = texts(Decoder(slow, start, 6), chars, options)
+    words = [free[0][100:103], free[1][217:219], free[2][40:42] + "~"] if stops and chars > 1 else []
+    expected, ends = texts(Decoder(slow, start, 6), chars, options, stops=words)
+    for burst in (1, 7, 32):
+        monkeypatch.setattr("lm.sampling.BURST", burst)
+        got, last = texts(Decoder(fast, start, 6), chars, options, stops=words)
+        assert got == expected and [p.finish for p in last] == [p.finish for p in ends]
+        assert all(same(a.position, b.position) for a, b in zip(last, ends, strict=True))
+        more, _ = texts(Decoder(fast, [p.position for p in last], 6), 50, options)
+        assert more == texts(Decoder(slow, [p.position for p in ends], 6), 50, options)[0]
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_an_interrupted_burst_goes_on_where_it_ended(temperature):
+    fast, options = Packed(every_mixer("mingru")), Options(temperature)
+    start = [read(fast, LARGE.encode("ABC"))] * 3
+    whole, _ = texts(Decoder(fast, start, 6), 400, options)
+    asked = iter([False] * 9 + [True])
+    some, ends = texts(Decoder(fast, start, 6), None, options, interrupted=lambda: next(asked))
+    rest, _ = texts(Decoder(fast, [p.position for p in ends], 6), 400 - len(some[0]), options)
+    assert [a + b for a, b in zip(some, rest, strict=True)] == whole and {p.finish for p in ends} == {"interrupted"}
+
+
+def test_the_first_character_comes_alone_and_a_slow_model_keeps_to_it(monkeypatch):
+    fast = Packed(every_mixer("mingru"))
+    sizes = {}
+    for sampling_soon in (math.inf, 0.0):
+        monkeypatch.setattr("lm.sampling.SOON", sampling_soon)
+        pieces = write(Decoder(fast, [read(fast, LARGE.encode("A"))]), LARGE, 100, Options())
+        sizes[sampling_soon] = [len(piece.text) for (piece,) in pieces]
+    assert sizes == {math.inf: [1, 2, 4, 8, 16, 32, 32, 5], 0.0: [1] * 100}
 
 
 @pytest.mark.parametrize("mixer", ["mingru", "attention"])

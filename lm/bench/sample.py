@@ -6,9 +6,11 @@
     batch   many samples at once, over batch 1
     length  time per character and memory after so many generated characters, per mixer
 
-Every contender draws its characters: from softmax(logits / temperature), ours in numpy, the peers by torch.multinomial.
+Every contender draws its characters from softmax(logits / temperature): ours by `lm.sampling.write`, which hands over
+text, the peers by torch.multinomial.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -25,46 +27,32 @@ from lm.bench.train import make_minlm, make_ours, require_minlm
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
 from lm.packed import WEIGHTS, Packed, UnsupportedError, linears, pack
+from lm.sampling import Decoder, Options, read, write
+from lm.tokenizer import CharTokenizer
 
 VOCABULARY = 65
 TEMPERATURE = 0.8
-BURST = 20
-"""Characters that a packed model writes in one native call: a reader sees text every millisecond or two."""
+TOKENIZER = CharTokenizer("".join(map(chr, range(64, 63 + VOCABULARY))))
 CHAIN, PLAIN, MINLM = "matrix-vector chain, torch", "ours, LanguageModel.step", "minGRU-pytorch minLM"
 GPTS = {384: (6, 6, 256), 0: (4, 4, 64)}
 """Layers, heads and context of the nanoGPT to compare with, from this width on: its Shakespeare and its CPU recipe."""
 
 
 class Writer:
-    """Goes on writing `batch` texts, `chars` characters in one call, from a state that is replaced at each step."""
+    """Goes on writing `batch` texts as a user gets them, `chars` characters in one call."""
 
     def __init__(self, model: LanguageModel | Packed, batch: int, chars: int) -> None:
-        self.model, self.chars = model, chars
-        self.device = next((model.model if isinstance(model, Packed) else model).parameters()).device
-        self.random, self.state = np.random.default_rng(0), model.init_state(batch)
-        self.logits = torch.zeros(batch, VOCABULARY, device=self.device)
+        start = read(model, np.zeros(1, dtype=np.int64))
+        self.chars, self.decoder = chars, Decoder(model, [start] * batch)
 
-    @torch.inference_mode()
     def __call__(self, chars: int = 0) -> None:
-        chars = chars or self.chars
-        if isinstance(self.model, Packed):
-            for n in [BURST] * (chars // BURST) + [chars % BURST]:
-                uniform = torch.from_numpy(self.random.random((n, len(self.logits))))
-                _, self.logits, self.state = self.model.write(self.logits, self.state, uniform, TEMPERATURE)
-            return
-        for _ in range(chars):
-            ids = torch.from_numpy(self.draw(self.logits.cpu().numpy())).to(self.device)
-            self.logits, self.state = self.model.step(ids, self.state)
-
-    def draw(self, logits: np.ndarray) -> np.ndarray:
-        """logits (B, V) -> ids (B,)."""
-        weight = np.exp((logits - logits.max(axis=-1, keepdims=True)) / TEMPERATURE).cumsum(axis=-1)
-        return (weight <= self.random.random((len(logits), 1)) * weight[:, -1:]).sum(axis=-1)
+        for _ in write(self.decoder, TOKENIZER, chars or self.chars, Options(TEMPERATURE)):
+            pass
 
     def copy(self) -> "Writer":
         """Another one that goes on from here."""
-        other = Writer(self.model, len(self.logits), self.chars)
-        other.logits, other.state = self.logits, self.state
+        other = copy.copy(self)
+        other.decoder = Decoder(self.decoder.model, [self.decoder.position(i) for i in range(len(self.decoder.logits))])
         return other
 
 
