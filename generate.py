@@ -192,10 +192,10 @@ def run(options: Any) -> int:
     about = f"{where}, temperature {options.temperature:g}, seed {session.seed}"
     if options.score:
         return score(session, options)
-    print(about, file=sys.stderr)
     if options.interactive:
+        print(about, file=sys.stderr)
         return interact(session, options.prompt or "")
-    return write(session, options)
+    return write(session, options, about)
 
 
 def locate(run: str, runs: str) -> Path:
@@ -208,11 +208,12 @@ def locate(run: str, runs: str) -> Path:
     return locate(run, runs)
 
 
-def write(session: "Session", options: Any) -> int:
+def write(session: "Session", options: Any, about: str) -> int:
     """The prompt and its continuations, or JSON lines."""
     from lm.interactive import Interrupts
 
     session.read(options.prompt)
+    print(about, file=sys.stderr)
     interrupted = False
     if options.samples != 0:
         output = Output(options.out)

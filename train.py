@@ -148,6 +148,7 @@ def train(
     if config.model.compile:
         model.compile()  # in place: the names of the weights stay as they are
     precision = resolve_precision(config)
+    check_devices(config, precision)
     if not is_helper():
         if changed is None:
             run.start(config, corpus.tokenizer)
@@ -231,6 +232,30 @@ def resolve_precision(config: Config) -> Any:
     if config.trainer.precision != "auto":
         return config.trainer.precision
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 32
+
+
+def check_devices(config: Config, precision: Any) -> None:
+    """Refuse devices and strategies that Lightning does not have here, before a folder is made."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    wanted = config.trainer
+    try:
+        pl.Trainer(
+            accelerator=wanted.accelerator,
+            devices=wanted.devices,
+            num_nodes=wanted.num_nodes,
+            strategy=wanted.strategy,
+            precision=precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
+        asked = f"accelerator {wanted.accelerator}, {wanted.devices} devices, strategy {wanted.strategy!r}"
+        reason = str(error).split(". ")[0]
+        raise UserError(f"trainer: {asked} cannot be had here: {reason}; the default, auto, can") from None
 
 
 def make_logger(config: Config, run: "Run") -> Any:

@@ -5,26 +5,31 @@ Order of precedence: the defaults here < a YAML file < the command line. Imports
 """
 
 import difflib
+import functools
 import math
+import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
+from lm.files import CONTROL, SURROGATE, UserError, read_text
+
+VERSION = 1
+"""Of the run folder and its files; goes up when an older program could no longer read them rightly."""
+LARGEST = 2**20
+"""Characters of a configuration."""
 MixerName = Literal["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"]
 
 
 COPYING = "selective_copying"
 """The data.corpus that is no text: `lm.copying`."""
-
-
-class UserError(Exception):
-    """A mistake of the user's: shown as one line on stderr, exit code 2, no traceback."""
 
 
 @dataclass
@@ -206,9 +211,15 @@ class Config:
         """All options by their full names: {"model.width": 128, ...}."""
         return dict(_flatten(self, ""))
 
+    def update(self, values: dict[str, Any]) -> None:
+        """Set options by their full names."""
+        for key, value in values.items():
+            section, _, name = key.rpartition(".")
+            setattr(functools.reduce(getattr, section.split("."), self) if section else self, name, value)
+
     def to_yaml(self) -> str:
         """The file that `--config` reads."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        return yaml.dump({"version": VERSION} | asdict(self), Dumper=_Writer, sort_keys=False, allow_unicode=True)
 
 
 def _flatten(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -223,15 +234,13 @@ class Parser(ArgumentParser):
     """A parser whose help is short, and whose errors are one line with the nearest right name, and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = explain(str(ex or message), self.option_names())
-        if not self.exit_on_error:
-            raise UserError(text)
-        sys.stderr.write(f"{self.prog}: error: {text}\n")
+        sys.stderr.write(f"{self.prog}: error: {UserError(explain(str(ex or message), self.option_names()))}\n")
         sys.exit(2)
 
     def option_names(self) -> list[str]:
         """All options, as they are typed."""
-        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        names = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        return [name for name in names if name[2:] not in SECTIONS]
 
     def format_help(self, formatter: Any = None) -> str:
         """One entry an option: name, meaning, default."""
@@ -253,14 +262,11 @@ def _help_entry(name: str, text: str, default: Any) -> list[str]:
 
 def explain(message: str, options: list[str]) -> str:
     """A parser's message as one line that names the culprit and the remedy."""
-    message = re.sub(r"^(Problem with|Parser key) .*?config file.*?:\s*", "", message.strip())
+    message = message.strip()
     if unknown := re.search(r"unrecognized arguments?: (.*)", message):
         word = unknown.group(1).split()[0].split("=")[0]
         return f"unknown option {word}" + _nearest(word, options)
-    if key := re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'", message):
-        word = ".".join(filter(None, key.groups()))
-        return f"unknown key {word} in the file" + _nearest(word, [option.removeprefix("--") for option in options])
-    if problem := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
+    if problem := re.search(r'Parser key "([\w.]+)"(?: element \d+)?:\s*(.*)', message, re.DOTALL):
         return _explain_value(problem.group(1), problem.group(2))
     return " ".join(message.split())
 
@@ -297,18 +303,32 @@ AT_LEAST_ZERO = (
 ABOVE_ZERO = "optim.lr optim.muon_lr trainer.max_minutes model.mlp_expansion model.options.expansion".split()
 FRACTIONS = "model.dropout optim.beta1 optim.beta2 optim.momentum".split()  # 1 itself would lose everything
 SHARES = "optim.decay optim.final_lr".split()
+AT_MOST = {
+    "seed": 2**63 - 1,
+    "model.width": 2**16,
+    "model.layers": 1000,
+    "model.mlp_expansion": 100,
+    "model.options.expansion": 100,
+    "model.options.d_state": 2**16,
+    "model.options.convolution": 1000,
+    "optim.lr": 1000,
+    "optim.muon_lr": 1000,
+    "data.batch_size": 2**20,
+}
+"""Beyond these, and 2^31 for all others, a number is a slip of the finger, and would fill the memory."""
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
-def make_parser(exit_on_error: bool = True) -> Parser:
+def make_parser() -> Parser:
     """The parser of train.py."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(
         prog="train.py",
         usage="[--config FILE] [--resume RUN [--allow_changes]] [--section.key value ...]",
         description="Train a character-level language model; the defaults take two minutes on a laptop.",
-        exit_on_error=exit_on_error,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with options; the command line goes over it")
+    parser.add_argument("--config", type=str, action="append", help="YAML file with options; see configs/")
     parser.add_argument("--resume", type=str, help="go on with this run (a name or a path), with its options")
     parser.add_argument(
         "--allow_changes",
@@ -329,44 +349,206 @@ def parse(argv: list[str], saved: str | None = None) -> tuple[Config, str | None
     Exits with code 2 and one line on stderr where something is wrong.
     """
     parser = make_parser()
-    defaults = parser.parse_string(saved) if saved else None
-    values = parser.parse_args(argv, namespace=defaults)
+    for word in argv:  # jsonargparse would read `--model FILE` as a configuration, past our checks
+        if word.split("=")[0] in (f"--{section}" for section in SECTIONS):
+            parser.error(f"unrecognized arguments: {word}")
+    given = parser.parse_args(argv, defaults=False)
+    files, resume = given.pop("config", None) or [], given.pop("resume", None)
     try:
-        config = _build(parser, values)
-        _set_budget(config.trainer, argv)
+        config = Config()
+        for source, text in [("saved", saved)] * bool(saved) + [(file, _read_config(file)) for file in files]:
+            config.update(read_options(text, source))
+        config.update({key: value for key, value in given.items() if key in KINDS})
+        check_types(config)
+        _set_budget(config.trainer, given.get("trainer", {}))
         check(config)
     except UserError as error:
         parser.error(str(error))
-    return config, values["resume"]
+    return config, resume
 
 
-def from_yaml(text: str) -> Config:
+def _read_config(file: str) -> str:
+    return read_text(Path(file), LARGEST)
+
+
+def from_yaml(text: str, source: str | os.PathLike[str] = "config") -> Config:
     """The configuration that `Config.to_yaml` wrote, checked.
 
+    Args:
+        text: in YAML.
+        source: the file that it is from, for error messages.
+
     Raises:
-        UserError: it is not YAML, or has an unknown option, a wrong type or a wrong value.
+        UserError: it is not YAML, or has an unknown option, a wrong type or a wrong value, or is of a newer version.
     """
-    parser = make_parser(exit_on_error=False)
-    config = _build(parser, parser.parse_string(text))
-    check(config)
+    config = Config()
+    try:
+        config.update(read_options(text, ""))
+        check_types(config)
+        check(config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     return config
 
 
-def _build(parser: Parser, values: Namespace) -> Config:
-    for name, section in vars(Config()).items():
-        if is_dataclass(section) and not isinstance(values[name], Namespace):
-            raise UserError(f"{name}: expected a section of options, not {values[name]}")
-    built = parser.instantiate(values)
-    return Config(**{name: built[name] for name in vars(Config())})
+def read_options(text: str, source: str) -> dict[str, Any]:
+    """What a YAML file sets, flat: {"model.width": 128, ...}; its version is looked at and left out.
+
+    Raises:
+        UserError: it is not a file of options that this program knows.
+    """
+    prefix = f"{source}: " if source else ""
+    try:
+        values = read_yaml(text)
+        if not isinstance(values, dict):
+            raise UserError(f"expected lines `key: value`, not {shorten(values)}")
+        version = values.pop("version", VERSION)
+        if type(version) is not int or version < 1:
+            raise UserError(f"version: expected a whole number of at least 1, not {shorten(version)}")
+        if version > VERSION:
+            raise UserError(f"version {version} is newer than this program, which knows {VERSION}: update the program")
+        return dict(_options(values, ""))
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
 
 
-def _set_budget(trainer: TrainerConfig, argv: list[str]) -> None:
+def _options(section: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        key = f"{prefix}{name}"
+        if key in SECTIONS:
+            if not isinstance(value, dict):
+                raise UserError(f"{key}: expected a section of options, not {shorten(value)}")
+            yield from _options(value, f"{key}.")
+        elif key in KINDS and isinstance(name, str):
+            yield key, value
+        else:
+            raise UserError(f"unknown key {shorten(key)} in the file" + _nearest(key[:100], [*SECTIONS, *KINDS]))
+
+
+def read_yaml(text: str) -> Any:
+    """YAML as plain data, of a few kilobytes.
+
+    Raises:
+        UserError: it is not YAML, or has what no configuration needs and a malicious one thrives on: anchors (a few
+            lines of them stand for gigabytes), tags, very deep nesting; or a key twice in a section.
+    """
+    if len(text) > LARGEST:
+        raise UserError(f"{len(text):,} characters; such a file has at most {LARGEST:,}")
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=_Yaml):
+            line = f"line {event.start_mark.line + 1}"  # type: ignore[union-attr]
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if getattr(event, "anchor", None):
+                raise UserError(f"{line}: anchors (&) and aliases (*) are not allowed; write the value out")
+            if tag := getattr(event, "tag", None):
+                raise UserError(f"{line}: tags ({shorten(tag)}) are not allowed; write a plain value")
+            if depth > 8:
+                raise UserError(f"{line}: nested too deeply")
+        return yaml.load(text, _Yaml)
+    except yaml.MarkedYAMLError as error:
+        at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{at}not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise UserError(f"not YAML: {error}") from None
+
+
+class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's safe subset: numbers as Python writes them (1e-3), no dates, every key once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            line = f"line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{line}: a key must be a word")
+            if key.value in seen:
+                raise UserError(f"{line}: {shorten(key.value)} is there twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.rsplit(":", 1)[1] not in ("timestamp", "float", "merge", "value")]
+    for first, forms in _Yaml.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.[\d_]*(e[-+]?\d+)?|\d[\d_]*e[-+]?\d+|\.\d[\d_]*(e[-+]?\d+)?|\.inf)$|\.nan$", re.I),
+    list("-+0123456789."),
+)
+
+
+class _Writer(yaml.SafeDumper):
+    """Quotes the texts that `_Yaml` would take for something else."""
+
+
+_Writer.yaml_implicit_resolvers = _Yaml.yaml_implicit_resolvers
+
+
+def shorten(value: Any) -> str:
+    """A value as a few words, whatever it holds."""
+    if isinstance(value, dict | list):
+        return "a section" if isinstance(value, dict) else f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a number of more than 18 digits"
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _kinds(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, kind in get_type_hints(section).items():
+        if is_dataclass(kind):
+            yield from _kinds(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + name, kind
+
+
+KINDS: dict[str, Any] = dict(_kinds(Config, ""))
+"""The type of every option by its full name."""
+SECTIONS = {key[: dot.start()] for key in KINDS for dot in re.finditer(r"\.", key)}
+
+
+def check_types(config: Config) -> None:
+    """Refuse values of another type than their options have.
+
+    Raises:
+        UserError: names the option, what it must be, and what it is.
+    """
+    for key, value in config.flat().items():
+        if not _fits(value, KINDS[key]):
+            choices = [str(c) for c in _choices(KINDS[key])]
+            expected = " or ".join(choices or dict.fromkeys(_words(KINDS[key])))
+            near = _nearest(value, choices) if isinstance(value, str) else ""
+            raise UserError(f"{key}: expected {expected}, not {shorten(value)}{near}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if get_args(kind):
+        return any(_fits(value, choice) for choice in get_args(kind))
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _choices(kind: Any) -> list[Any]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return list(dict.fromkeys(choice for part in get_args(kind) for choice in _choices(part)))
+
+
+def _words(kind: Any) -> list[str]:
+    return [word for part in get_args(kind) for word in _words(part)] if get_args(kind) else [WORDS[kind]]
+
+
+def _set_budget(trainer: TrainerConfig, given: Any) -> None:
     """Keep one budget: the one on the command line, else the one in the file, else two minutes."""
-    steps, minutes = (any(word.split("=")[0] == f"--trainer.{name}" for word in argv) for name in BUDGETS)
     if trainer.max_steps is not None and trainer.max_minutes is not None:
-        if steps == minutes:
+        if ("max_steps" in given) == ("max_minutes" in given):
             raise UserError("give trainer.max_steps or trainer.max_minutes, not both")
-        setattr(trainer, "max_minutes" if steps else "max_steps", None)
+        setattr(trainer, "max_minutes" if "max_steps" in given else "max_steps", None)
     if trainer.max_steps is None and trainer.max_minutes is None:
         trainer.max_minutes = 2.0
 
@@ -378,7 +560,7 @@ def check(config: Config) -> None:
         UserError: names the option, what it must be, and what it is.
     """
     values = {key: value for key, value in config.flat().items() if value is not None}
-    rules = (
+    rules: tuple[tuple[Iterable[str], Callable[[Any], bool], str], ...] = (
         (values, lambda v: not isinstance(v, float) or math.isfinite(v), "a finite number"),
         (AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
         (AT_LEAST_ZERO, lambda v: v >= 0, "at least 0"),
@@ -389,7 +571,15 @@ def check(config: Config) -> None:
     for keys, holds, text in rules:
         for key in keys:
             if key in values and not holds(values[key]):
-                raise UserError(f"{key} must be {text}, not {values[key]}")
+                raise UserError(f"{key} must be {text}, not {shorten(values[key])}")
+    for key, value in values.items():
+        most = AT_MOST.get(key, 2**31 - 1)
+        if isinstance(value, int | float) and abs(value) > most:
+            raise UserError(f"{key} must be at most {most:,}, not {shorten(value)}")
+        if isinstance(value, str) and (CONTROL if key != "eval.prompt" else SURROGATE).search(value):
+            raise UserError(f"{key} has a character that no such text can have: {value[:80]!a}")
+        if isinstance(value, str) and key != "eval.prompt" and any(len(p.encode()) > 255 for p in value.split("/")):
+            raise UserError(f"{key}: {shorten(value)} is too long; no file or folder can have such a name")
     _check_together(config)
 
 
@@ -410,7 +600,15 @@ def _check_together(config: Config) -> None:
     if data.sampling == "streams" and trainer.devices * trainer.num_nodes > 1:
         raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
     if config.name is not None and not re.fullmatch(r"\w[\w.+=-]{0,99}", config.name):
-        raise UserError(f"name {config.name!r}: use letters, digits and . _ + = -, at most 100")
+        raise UserError(f"name {shorten(config.name)!r}: use letters, digits and . _ + = -, at most 100")
+    for key in ("model.options.expansion", "model.mlp_expansion"):
+        value = config.flat()[key]
+        if value is not None and value * model.width < 3:
+            raise UserError(f"{key} {value:g} leaves fewer than 3 channels of width {model.width}; take a larger one")
+    if data.batch_size * data.context > 2**28:
+        raise UserError(
+            f"data.batch_size {data.batch_size} x data.context {data.context}: more than 2^28 characters in a step"
+        )
     if config.optim.lr is None:
         config.optim.lr = DEFAULT_LR[config.optim.name]
     if model.options.window is None and "attention" in ([model.mixer] if isinstance(model.mixer, str) else model.mixer):

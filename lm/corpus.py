@@ -4,6 +4,7 @@ import codecs
 import difflib
 import glob
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -17,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from lm.config import COPYING, DataConfig, UserError
+from lm.config import COPYING, DataConfig
 from lm.copying import Copying
+from lm.files import UserError, as_text, read_bytes
+from lm.files import read_text as read_plain
 from lm.tokenizer import CharTokenizer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -26,6 +29,8 @@ EMBEDDED = ("tiny_shakespeare", "shakespeare")
 TABLES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 """File endings that `datasets` reads, taking the column `data.column`; every other file is plain text."""
 CACHE_VERSION = 1
+SMALL_XZ = 2**28
+"""Bytes to which any .xz file may grow; beyond, to a hundred times its size."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ def find_files(config: DataConfig) -> list[Path]:
     if name and path.is_dir():
         return _some([p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")], name)
     if name and path.exists():
+        if not path.is_file():
+            raise UserError(f"data.corpus {name}: not a plain file (a pipe, a device or a socket); copy it into one")
         return [path]
     if glob.has_magic(name):
         return _some([Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()], name)
@@ -99,13 +106,20 @@ def _some(files: list[Path], name: str) -> list[Path]:
 
 
 def _cached(files: list[Path], config: DataConfig) -> Corpus | None:
-    """What the cache holds for these files, or None."""
-    ids, characters = _cache_paths(files, config)
+    """What the cache holds for these files, or None: for what is missing, damaged, or no ids of these characters."""
+    paths = _cache_paths(files, config)
     try:
-        tokenizer = CharTokenizer(json.loads(characters.read_text(encoding="utf-8")))
-        return Corpus(np.load(ids, mmap_mode="r", allow_pickle=False), tokenizer)
-    except (OSError, ValueError, TypeError):
+        ids = np.load(paths[0], mmap_mode="r", allow_pickle=False)
+        tokenizer = CharTokenizer(json.loads(read_plain(paths[1])))
+    except Exception:  # whatever damage makes numpy or json raise, the corpus itself is still there
         return None
+    fits = (
+        isinstance(ids, np.ndarray)
+        and ids.ndim == 1
+        and ids.dtype == tokenizer.dtype
+        and ids.max(initial=0) < tokenizer.unknown
+    )
+    return Corpus(ids, tokenizer) if fits else None
 
 
 def _cache_paths(files: list[Path], config: DataConfig) -> tuple[Path, Path]:
@@ -164,27 +178,29 @@ def _join(texts: Iterable[str]) -> Iterator[str]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, perhaps compressed with xz, to the character: line ends stay as they are, a leading BOM goes.
+    """A UTF-8 file, perhaps compressed with xz; see `lm.files.read_text`.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8 text; names the position of the first bad byte.
     """
+    raw = read_bytes(path)
+    return as_text(_decompress(raw, path) if path.suffix == ".xz" else raw, path)
+
+
+def _decompress(raw: bytes, path: Path) -> bytes:
+    """The content of an .xz file, in bounded memory: text shrinks tenfold at best, a bomb a thousandfold."""
+    most = max(SMALL_XZ, 100 * len(raw))
+    parts, size = [], 0
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".xz":
-            raw = lzma.decompress(raw)
-    except (OSError, lzma.LZMAError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: this is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        bad = f"byte 0x{raw[error.start]:02x} at position {error.start}"
-        raise UserError(f"{path}: not UTF-8 text ({bad}: {error.reason}); convert it first with iconv") from None
-    if "\0" in text:
-        raise UserError(f"{path}: not text (a NUL character at position {text.index(chr(0))})")
-    return text.removeprefix("\ufeff")
+        with lzma.open(io.BytesIO(raw)) as file:
+            while part := file.read(2**20):
+                parts.append(part)
+                size += len(part)
+                if size > most:
+                    raise UserError(f"{path}: grows more than a hundredfold when unpacked, beyond {most:,} bytes")
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{path}: {error}") from None
+    return b"".join(parts)
 
 
 def _read_table(path: Path, config: DataConfig) -> str:

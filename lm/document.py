@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm.config import UserError
+from lm.files import UserError, read_text
 
 
 def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
@@ -21,17 +23,21 @@ def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
     """
     before, after = halves(path, mark)
     begin, end = (f"{fence}text\n", f"{fence}\n") if fence else ("\n", "\n")
-    path.write_text(f"{before}{begin}{text.strip()}\n{end}{after}", encoding="utf-8")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # what else the document says is not to be lost
+    try:
+        part.write_text(f"{before}{begin}{text.strip()}\n{end}{after}", encoding="utf-8")
+        shutil.copymode(path, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"--insert: cannot write {path}: {error.strerror}") from None
 
 
 def halves(path: Path, mark: str) -> tuple[str, str]:
     """What stands before and after, the marks with it."""
     begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
     try:
-        before, rest = path.read_text(encoding="utf-8").split(begin)
+        before, rest = read_text(path).split(begin)
         return before + begin, end + rest.split(end)[1]
-    except OSError as error:
-        raise UserError(f"--insert: cannot read {path}: {error.strerror}") from None
     except (ValueError, IndexError):
         raise UserError(f"--insert: {path} needs a line {begin.strip()} and a line {end} after it") from None
 

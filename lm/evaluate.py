@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lm.config import COPYING, DataConfig, Parser, UserError
+from lm.config import COPYING, DataConfig, Parser, UserError, shorten
 from lm.copying import IGNORED, Copying
 from lm.data import Piece, stream, windows
 from lm.document import command_line, inserted
@@ -74,7 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(words)
     document, _, mark = (options.insert or "").partition("#")
+    from lm.compare.__main__ import check_outputs
+
     try:
+        if wrong := [context for context in options.contexts or [] if context < 1]:
+            raise UserError(f"--contexts: must be at least 1, not {wrong[0]}")
+        check_outputs((options.png,))
         with inserted(Path(document) if document else None, mark or "evaluate", command_line("lm.evaluate", words)):
             losses = {run: _losses(run, options) for run in options.runs}
         if options.png:
@@ -105,8 +110,8 @@ def _losses(run: str, options: Any) -> list[tuple[float, float]]:
         ids = tokenizer.encode(text.tokenizer.decode(ids))
     losses = []
     for context in contexts:
-        if not 1 <= context < len(ids):
-            raise UserError(f"--contexts: {context} is not between 1 and {len(ids) - 1}")
+        if not context < len(ids):
+            raise UserError(f"--contexts: {shorten(context)} is not below the {len(ids):,} characters that are scored")
         losses.append((context, windowed_loss(model, ids, context)))
         _print_loss(f"windowed {context}", losses[-1][1])
     _print_loss("streaming", streaming_loss(model, ids))

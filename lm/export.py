@@ -19,7 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.config import Parser, UserError, from_yaml
+from lm.config import LARGEST, Parser, UserError, from_yaml
+from lm.files import read_text
 from lm.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
         "model.safetensors": save(converted(saved.weights, weights), metadata),
         "config.yaml": saved.config.to_yaml().encode(),
         "tokenizer.json": saved.tokenizer.to_json().encode(),
-        "README.md": card(about).encode(),
+        "README.md": card(about).encode(errors="replace"),
     }
     try:
         _write_folder(folder, files)
@@ -100,14 +101,14 @@ def read_export(folder: Path) -> "Trained":
                 raise UserError(f"{path}: exported by a newer version of this program (format {metadata['version']})")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["about"])
+        if not isinstance(about, dict):
+            raise ValueError("its provenance is no record")
     except FileNotFoundError:
         raise UserError(f"{folder}: no model.safetensors there; is the folder whole?") from None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: damaged, or not an exported model: {error}") from None
-    try:
-        config = from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{folder / 'config.yaml'}: {getattr(error, 'strerror', None) or error}") from None
+    options = folder / "config.yaml"
+    config = from_yaml(read_text(options, LARGEST), options)
     return Trained(path, weights, config, CharTokenizer.load(folder / "tokenizer.json"), about)
 
 
@@ -142,8 +143,8 @@ def provenance(saved: "Trained", weights: str) -> dict[str, Any]:
     about |= {"parameters": sum(weight.numel() for weight in saved.weights.values()), "weights": weights}
     if (run.path / "config.yaml").is_file():
         about["losses"] = run.losses_at(saved.about["step"])
-        with suppress(OSError, ValueError):
-            environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+        with suppress(UserError, ValueError, RecursionError, TypeError, KeyError, IndexError):
+            environment = json.loads(read_text(run.path / "environment.json", LARGEST))
             environment["command"][0] = Path(environment["command"][0]).name  # not where this machine has it
             about["environment"] = environment
     return about

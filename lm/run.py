@@ -31,7 +31,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from lm.config import Config, UserError, from_yaml
+from lm.config import LARGEST, Config, UserError, from_yaml
+from lm.files import read_bytes, read_text
 from lm.tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ class Run:
         if self._lock is not None:
             return
         with writing(self.path / LOCK):
-            file = (self.path / LOCK).open("a+")
+            number = os.open(
+                self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            )  # no link, no pipe
+            file = os.fdopen(number, "r+")
         for _ in range(20):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,7 +174,7 @@ class Run:
                 raise UserError(f"no run in {runs}/ yet; make one with: python train.py")
             return cls(found[-1].parent)
         for path in (Path(name), Path(runs) / name):
-            if (path / "config.yaml").is_file():
+            if os.path.isfile(path / "config.yaml"):  # False too for a name that no file system takes
                 return cls(path)
         near = difflib.get_close_matches(name, [p.parent.name for p in Path(runs).glob("*/config.yaml")], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -217,7 +221,8 @@ class Run:
 
     def config(self) -> Config:
         """The resolved configuration of the run."""
-        return from_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
+        path = self.path / "config.yaml"
+        return from_yaml(read_text(path, LARGEST), path)
 
     def tokenizer(self) -> CharTokenizer:
         return CharTokenizer.load(self.path / "tokenizer.json")
@@ -255,8 +260,8 @@ class Run:
 
     def _lines(self, name: str, size: int) -> bytes:
         """The whole lines in the first bytes of a file; none if it is not there."""
-        with suppress(OSError):
-            text = (self.path / name).read_bytes()[:size]
+        with suppress(UserError):
+            text = read_bytes(self.path / name)[:size]
             return text[: text.rfind(b"\n") + 1]
         return b""
 
@@ -265,15 +270,15 @@ class Run:
         return self._json("summary.json")
 
     def _json(self, name: str) -> dict[str, Any]:
-        with suppress(OSError, ValueError):
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        with suppress(UserError, ValueError, RecursionError):
+            value = json.loads(read_text(self.path / name, LARGEST))
             return value if isinstance(value, dict) else {}
         return {}
 
     def losses_at(self, step: int) -> dict[str, float]:
         """The validation's values in the row of metrics.csv of this step; {} if there was no validation."""
-        with suppress(OSError, ValueError), (self.path / "metrics.csv").open(encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with suppress(UserError, ValueError, KeyError, TypeError, csv.Error):
+            for row in csv.DictReader(io.StringIO(read_text(self.path / "metrics.csv"))):
                 if row["step"] == str(step) and row["val/loss"]:
                     return {name: float(value) for name, value in row.items() if name.startswith("val/") and value}
         return {}
@@ -301,11 +306,15 @@ class Saved:
     def read(cls, path: Path) -> "Saved":
         """Raises UserError: the file is damaged, or not a checkpoint to resume from."""
         checkpoint = read_checkpoint(path)
-        try:
-            recorder = checkpoint["callbacks"]["Recorder"]
-            return cls(path, checkpoint["global_step"], recorder["seconds"], recorder["sizes"])
-        except (KeyError, TypeError):
-            raise UserError(f"{path}: not a checkpoint that training can go on from") from None
+        callbacks = checkpoint.get("callbacks")
+        recorder = callbacks.get("Recorder", {}) if isinstance(callbacks, dict) else {}
+        step = checkpoint.get("global_step")
+        whole = _has(recorder, {"seconds": float, "sizes": dict}) and _has(
+            recorder["sizes"], dict.fromkeys(APPENDED, int)
+        )
+        if not whole or not isinstance(step, int):
+            raise UserError(f"{path}: not a checkpoint that training can go on from")
+        return cls(path, step, recorder["seconds"], recorder["sizes"])
 
 
 def abandoned(folder: Path) -> bool:
@@ -352,7 +361,8 @@ def replacing(path: Path, previous: str | None = None) -> Iterator[IO[bytes]]:
     part = path.with_name(f".{path.name}.part")
     try:
         with writing(path):
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)  # in a stranger's folder a link to what is not to be lost
+            with part.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -407,15 +417,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch
 
+    if not path.exists():
+        raise UserError(f"no checkpoint {path}")
+    if not path.is_file():
+        raise UserError(f"{path}: not a plain file, so not a checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint {path}") from None
     except Exception as error:  # torch.load raises many types for a damaged file
-        raise UserError(f"{path}: damaged, or not a checkpoint: {(str(error) or 'empty').splitlines()[0]}") from None
-    if not isinstance(checkpoint, dict) or not {"state_dict", "config", "characters"} <= checkpoint.keys():
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "Weights only load failed" in reason:
+            reason = "it holds more than tensors and plain values, and nothing else is loaded"
+        raise UserError(f"{path}: damaged, or not a checkpoint: {reason}") from None
+    if not _has(checkpoint, {"state_dict": dict, "config": str, "characters": str}) or not all(
+        isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in checkpoint["state_dict"].items()
+    ):
         raise UserError(f"{path}: not a checkpoint of this program")
     return checkpoint
+
+
+def _has(record: Any, kinds: dict[str, type]) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
 
 
 def load(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer]":
@@ -437,8 +458,11 @@ def load_with_config(path: str | os.PathLike[str]) -> "tuple[LanguageModel, Char
     from lm.model import LanguageModel
 
     saved = read_trained(locate(os.fspath(path)))
-    model = LanguageModel(len(saved.tokenizer), saved.config.model)
-    if problem := _mismatch(saved, model.state_dict()):
+    problem = _missized(saved)  # before memory is taken for what a stranger's configuration asks for
+    if not problem:
+        model = LanguageModel(len(saved.tokenizer), saved.config.model)
+        problem = _mismatch(saved, model.state_dict())
+    if problem:
         raise UserError(f"{saved.path}: its weights do not fit its configuration: {problem}")
     model.load_state_dict(saved.weights)
     return model.eval(), saved.tokenizer, saved.config
@@ -451,11 +475,13 @@ def locate(name: str, runs: str = "runs") -> Path:
         UserError: there is none.
     """
     path = Path(name)
-    if name and path.is_file():
+    if name and os.path.isfile(path):
         return path.parent if path.name == "model.safetensors" else path
-    if name and (path / "model.safetensors").is_file():
+    if name and os.path.isfile(path / "model.safetensors"):
         return path
-    if name == PRETRAINED.name and not any((folder / "config.yaml").is_file() for folder in (path, Path(runs) / name)):
+    if name == PRETRAINED.name and not any(
+        os.path.isfile(folder / "config.yaml") for folder in (path, Path(runs) / name)
+    ):
         return PRETRAINED
     run = Run.find(name, runs)
     for checkpoint in ("best.ckpt", "last.ckpt", "previous.ckpt"):
@@ -489,18 +515,31 @@ def read_trained(path: Path) -> Trained:
     checkpoint = read_checkpoint(path)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     tokenizer = CharTokenizer(checkpoint["characters"])
-    return Trained(path, weights, from_yaml(checkpoint["config"]), tokenizer, {"step": checkpoint.get("global_step")})
+    step = checkpoint.get("global_step")
+    about = {"step": step if isinstance(step, int) else None}
+    return Trained(path, weights, from_yaml(checkpoint["config"], path), tokenizer, about)
+
+
+def _missized(saved: Trained) -> str:
+    """Where the size of the model is not that of its weights; empty where it is."""
+    model, ids = saved.config.model, len(saved.tokenizer)
+    layers = len({name.split(".")[1] for name in saved.weights if name.startswith("blocks.")})
+    embedding = saved.weights.get("embedding.weight")
+    if embedding is None or embedding.ndim != 2:
+        return "embedding.weight is missing"
+    if embedding.shape[0] != ids:
+        return f"they are for {embedding.shape[0]} ids and the tokenizer has {ids}"
+    if (embedding.shape[1], layers) != (model.width, model.layers):
+        return f"they are of {layers} layers of width {embedding.shape[1]}, not {model.layers} of {model.width}"
+    return ""
 
 
 def _mismatch(saved: Trained, expected: "dict[str, Tensor]") -> str:
     """The first thing that weights miss, have too many, or have in another shape; empty where all fit."""
-    rows, ids = len(saved.weights.get("embedding.weight", ())), len(saved.tokenizer)
-    if rows and rows != ids:
-        return f"they are for {rows} ids and the tokenizer has {ids}"
     for name in sorted(expected.keys() ^ saved.weights.keys()):
         return f"{name} is {'missing' if name in expected else 'not a weight of this model'}"
     for name, weight in saved.weights.items():
-        if weight.shape != expected[name].shape or not weight.is_floating_point():
+        if weight.shape != expected[name].shape or not weight.is_floating_point() or weight.is_sparse:
             found, right = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (weight, expected[name]))
             return f"{name} is {found}, not {right}"
     return ""

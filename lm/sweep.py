@@ -70,10 +70,11 @@ def command(path: Path, argv: list[str]) -> list[str] | None:
     Raises:
         UserError: the folder holds a run with another configuration.
     """
+    config, _ = parse(argv)
     run = Run(path)
     if not run.taken:
         return [sys.executable, str(TRAIN), *argv]
-    if run.config() != parse(argv)[0]:
+    if run.config() != config:
         raise UserError(f"{run.path} was made with other options; choose another --runs")
     if run.summary().get("status") in ("finished", "diverged"):
         return None
@@ -87,6 +88,7 @@ def execute(words: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or that of the run that failed."""
+    from lm.compare.__main__ import check_outputs
     from lm.compare.__main__ import main as compare
 
     parser = make_parser()
@@ -94,8 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
     own, options = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     try:
-        for name, words in runs(own, options):
-            todo = command(Path(own.runs) / name, words)
+        check_outputs((own.html, own.png))
+        every = [(Path(own.runs) / name, words) for name, words in runs(own, options)]
+        for path, words in every:  # what is wrong with the last is said before the first has trained for hours
+            command(path, words)
+        for path, words in every:
+            todo = command(path, words)
             if todo and (code := execute(todo)) not in (0, 1):
                 return code
     except UserError as error:

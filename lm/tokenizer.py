@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.config import UserError
+from lm.files import SURROGATE, UserError, read_text
 
 UNKNOWN = "\ufffd"
 """What an unknown id decodes to: the Unicode replacement character."""
 CODE_POINTS = 0x110000
+PIECE = 2**22
+"""Characters that are encoded at a time."""
+LARGEST = 2**28
+"""Bytes of a tokenizer file; the largest possible one has a sixth of it."""
 
 
 class CharTokenizer:
@@ -22,9 +26,14 @@ class CharTokenizer:
 
     Args:
         characters: the vocabulary, in any order; duplicates and U+FFFD are dropped.
+
+    Raises:
+        UserError: they are not text, or hold lone surrogates, which no UTF-8 file has.
     """
 
     def __init__(self, characters: str) -> None:
+        if not isinstance(characters, str) or SURROGATE.search(characters):
+            raise UserError("the characters of this tokenizer are not Unicode text")
         self.characters = "".join(sorted(set(characters) - {UNKNOWN}))
         self.unknown = len(self.characters)
         self.dtype = np.dtype(np.uint16 if self.unknown < 2**16 else np.uint32)
@@ -40,7 +49,10 @@ class CharTokenizer:
         if self._table is None:
             self._table = np.full(CODE_POINTS, self.unknown, dtype=self.dtype)
             self._table[self._code_points[:-1]] = np.arange(self.unknown, dtype=self.dtype)
-        return self._table[_code_points(text)]
+        ids = np.empty(len(text), dtype=self.dtype)
+        for i in range(0, len(text), PIECE):  # of a gigabyte at once, UTF-32 and numpy's index would take twelve
+            ids[i : i + PIECE] = self._table[_code_points(text[i : i + PIECE])]
+        return ids
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ids (n,)."""
@@ -67,9 +79,9 @@ class CharTokenizer:
             UserError: it is not one, or its ids are not in code-point order.
         """
         try:
-            vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+            vocabulary = json.loads(read_text(path, LARGEST))["model"]["vocab"]
             tokenizer = cls("".join(vocabulary))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is not a tokenizer file: {error!r}") from None
         if vocabulary != {c: i for i, c in enumerate(tokenizer.characters + UNKNOWN)}:
             raise UserError(f"{path} is not a character tokenizer made by this program")

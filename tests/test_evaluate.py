@@ -58,7 +58,7 @@ def test_the_command_prints_every_context(run_train, capsys):
     assert rounded == pytest.approx(exact, abs=0.1)
     with pytest.raises(SystemExit):
         main([str(run), "--contexts", "0"])
-    assert "contexts: 0 is not between" in capsys.readouterr().err
+    assert "--contexts: must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_several_runs_their_picture_and_a_document(run_train, tmp_path, capsys):

@@ -1,19 +1,24 @@
 """`python -m lm.compare RUN_OR_GLOB ...`: which run converges faster?"""
 
 import csv
+import errno
 import io
 import json
 import math
 import os
+import stat
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lm.compare import table, terminal
 from lm.compare.page import encode, payload, render
 from lm.compare.runs import LOSSES, Reader, RunData
-from lm.config import Parser, UserError
-from lm.document import insert
+from lm.config import Parser, UserError, shorten
+from lm.document import halves, insert
+from lm.files import CONTROL
 from lm.run import AXES
 
 PORT = 8321
@@ -78,7 +83,11 @@ def check(options: Any) -> None:
     if options.target is not None and not (math.isfinite(options.target) and options.target > 0):
         raise UserError(f"--target must be a number above 0, not {options.target}")
     if not 0 <= options.port < 65536:
-        raise UserError(f"--port must be between 0 and 65535, not {options.port}")
+        raise UserError(f"--port must be between 0 and 65535, not {shorten(options.port)}")
+    document, _, mark = (options.insert or "").partition("#")
+    if document:
+        halves(Path(document), mark or "results")
+    check_outputs((options.html, options.png, options.json, options.csv, document))
 
 
 def show(reader: Reader, options: Any) -> int:
@@ -104,10 +113,8 @@ def show(reader: Reader, options: Any) -> int:
     if options.png:
         from lm.compare.picture import save_png
 
-        try:
+        with writing(options.png):
             save_png(Path(options.png), groups, options.metric, target)
-        except OSError as error:
-            raise UserError(f"cannot write {options.png}: {error.strerror}") from None
     return 0
 
 
@@ -141,10 +148,39 @@ def write(path: str | None, make: Any) -> None:
     if path == "-":
         sys.stdout.write(make())
     elif path:
-        try:
-            Path(path).write_text(make(), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        text = make()
+        with writing(path):
+            Path(path).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What the system has against writing there, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def check_outputs(paths: Iterable[str | None]) -> None:
+    """Refuse what cannot be written before any work is done for it.
+
+    Raises:
+        UserError: names the path, and what is in the way.
+    """
+    for path in paths:
+        if not path or path == "-":
+            continue
+        if CONTROL.search(path):
+            raise UserError(f"cannot write {path!r}: a control character in its name")
+        with writing(path):
+            folder = os.stat(Path(path).parent or ".")
+            if not stat.S_ISDIR(folder.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if Path(path).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not os.access(path if Path(path).exists() else Path(path).parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:

@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-import yaml
-
-from lm.config import UserError
+from lm.config import UserError, read_yaml
+from lm.files import printable
 from lm.run import AXES, VALUES, abandoned
 
 NAN = float("nan")
@@ -28,7 +27,7 @@ LARGEST = 512 * 2**20
 """Bytes beyond which a file is not one of ours."""
 HUGE = 1e30
 """What is beyond this is no step, time or loss."""
-NOT_COMPARED = ("name", "seed", "runs")
+NOT_COMPARED = ("name", "seed", "runs", "version")
 """Options that make no other experiment; nor does `log.*`."""
 
 Columns = dict[str, list[float]]
@@ -78,12 +77,12 @@ class RunData:
     @property
     def mixer(self) -> str:
         mixer = self.summary.get("mixer") or self.config.get("model.mixer")
-        return str(mixer)[:80] if mixer else "?"
+        return printable(mixer[:80]) if isinstance(mixer, str) and mixer else "?"
 
     @property
     def status(self) -> str:
         status = self.summary.get("status")
-        return status[:40] if isinstance(status, str) else "no summary"
+        return printable(status[:40]) if isinstance(status, str) else "no summary"
 
     @property
     def experiment(self) -> tuple[tuple[str, str], ...] | None:
@@ -94,9 +93,14 @@ class RunData:
         """A finite number of summary.json, the first of these keys that has one; else NaN."""
         for key in keys:
             value = self.summary.get(key)
-            if isinstance(value, int | float) and math.isfinite(value):
+            if is_number(value):
                 return float(value)
         return NAN
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value of a JSON file is a finite number that no plot, nor float, chokes on."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < HUGE
 
 
 def compared(key: str) -> bool:
@@ -196,11 +200,6 @@ def _names(paths: list[Path]) -> list[str]:
     return names
 
 
-def printable(text: str) -> str:
-    """Text that cannot do anything to a terminal: no control characters, no lone surrogates."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
 def read_run(path: Path) -> RunData:
     """Read one folder; what is missing or damaged is left empty and noted."""
     run = RunData(path, path.name)
@@ -213,7 +212,8 @@ def read_run(path: Path) -> RunData:
     if tokenizer := _text(path / "tokenizer.json"):
         run.vocabulary = hashlib.sha256(tokenizer.encode()).hexdigest()
     environment = _read_json(path / "environment.json")
-    run.processor = " ".join(str(x)[:80] for x in (run.summary.get("device"), environment.get("processor")) if x)
+    parts = (run.summary.get("device"), environment.get("processor"))
+    run.processor = " ".join(printable(part[:80]) for part in parts if isinstance(part, str) and part)
     return run
 
 
@@ -234,12 +234,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path, problems: list[str]) -> dict[str, str]:
-    text = _text(path)
     try:
-        values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if len(text) < 2**18 else None
+        values = read_yaml(_text(path))
         return dict(_flatten(values, "", 4)) if isinstance(values, dict) else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
-        problems.append("config.yaml is damaged")
+    except UserError as error:
+        problems.append(f"config.yaml is damaged: {error}")
         return {}
 
 
@@ -255,7 +254,7 @@ def _flatten(section: dict[Any, Any], prefix: str, depth: int) -> Iterator[tuple
 
 
 def _scalar(value: Any) -> str:
-    """A value as one short text. Nested ones are cut: aliases of YAML can make them as large as they like."""
+    """A value as one short text."""
     if value is None or isinstance(value, str | int | float):
         text = (
             "none"
@@ -304,7 +303,7 @@ def _is_numeric(row: list[str]) -> bool:
 def _not_numbers(steps: list[float], cells: dict[str, tuple[str, ...]]) -> Iterator[str]:
     """Where a loss stopped being a number: written as nan or inf, unlike a cell that is empty."""
     for name in ("train/loss", *LOSSES):
-        for step, cell in zip(steps, cells.get(name, ()), strict=True):
+        for step, cell in zip(steps, cells.get(name, ()), strict=False):
             if cell and not math.isfinite(float(cell)):
                 yield f"{name} is {cell.strip()} at step {step:g}"
                 break
@@ -325,6 +324,6 @@ def _read_samples(path: Path) -> list[Sample]:
         with suppress(ValueError, RecursionError, TypeError, KeyError):
             record = json.loads(line)
             step, text = record["step"], record["text"]
-            if isinstance(step, int) and isinstance(text, str):
+            if is_number(step) and isinstance(step, int) and isinstance(text, str):
                 samples[step] = Sample(step, (str(record.get("prompt", "")) + text)[:4000])
     return [samples[step] for step in sorted(samples)]

@@ -43,7 +43,8 @@ class Feed:
     def since(self, revision: str) -> dict[str, Any] | None:
         """The data with the runs that changed after a revision; None for nothing new, all for a revision not ours."""
         session, _, number = revision.partition("-")
-        known = int(number) if session == self._session and number.isascii() and number.isdigit() else -1
+        ours = session == self._session and number.isascii() and number.isdigit() and len(number) < 16
+        known = int(number) if ours else -1
         data = self._read(known)
         return None if revision == data["revision"] else data
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lm.compare.runs import NAN, RunData, compared
+from lm.compare.runs import NAN, RunData, compared, is_number
+from lm.files import printable
 from lm.run import AXES
 
 Getter = Callable[[RunData], float]
@@ -67,7 +68,7 @@ def best(run: RunData, metric: str) -> Best:
         return Best(lowest, *(run.columns[axis][row] for axis in AXES))
     values = run.summary.get("best")
     loss = values.get(metric) if isinstance(values, dict) else None
-    return Best(float(loss)) if isinstance(loss, int | float) and math.isfinite(loss) else Best()
+    return Best(float(loss)) if is_number(loss) else Best()
 
 
 def reach(run: RunData, metric: str, target: float) -> dict[str, float] | None:
@@ -208,7 +209,7 @@ def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
         found.append(f"seconds and characters/s come from different machines ({_listed(processors)})")
     found += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     if skipped:
-        found.append(f"no run in {_listed(skipped)}")
+        found.append(printable(f"no run in {_listed(skipped)}"))
     return found
 
 
