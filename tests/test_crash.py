@@ -287,7 +287,7 @@ REMEDY = "out of memory: lower data.batch_size, data.context or model.width, or 
 
 
 def test_a_model_that_does_not_fit_leaves_nothing(run_train, tmp_path, capsys):
-    run_train("a", "--model.width", "65536", "--model.mlp_expansion", "100", code=2)
+    run_train("a", "--model.width", "65536", "--model.mlp_expansion", "100", code=2)  # a matrix of 1.7 TB
     assert REMEDY in capsys.readouterr().err and not (tmp_path / "a").exists()
 
 

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(exported):
     name = "blocks.0.mlp.up.weight"
     refuse(f"{name} is missing", {k: v for k, v in weights.items() if k != name})
     refuse("blocks.0.x is not a weight of this model", weights | {"blocks.0.x": torch.zeros(1)})
-    refuse("they are of 3 layers", weights | {"blocks.9.x": torch.zeros(1)})
+    refuse("they are of 3 layers of width 32, not 2 of 32", weights | {"blocks.9.x": torch.zeros(1)})
     refuse(f"{name} is float32 .2, 2., not float32", weights | {name: torch.zeros(2, 2)})
     refuse(f"{name} is int64", weights | {name: weights[name].long()})
     refuse("they are for 5 ids", weights | {"embedding.weight": torch.zeros(5, 32)})

@@ -258,7 +258,7 @@ def test_wandb_offline_has_the_same_names(run_train, tmp_path, monkeypatch):
         == 0
     )
     keys = set().union(*rows_logged)
-    assert set(AXES + VALUES) - {"val/accuracy"} <= keys and "sample" in keys
+    assert {*AXES, *VALUES} - {"val/accuracy"} <= keys and "sample" in keys
     assert list((tmp_path / "w" / "wandb").glob("offline-run-*"))
 
 

@@ -187,13 +187,16 @@ def test_names_of_corpora_are_paths_or_refused(name, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_for_a_temporary_file_is_not_followed(run, tmp_path):
+def test_a_link_for_a_temporary_file_or_a_lock_is_not_followed(run, tmp_path):
     """A stranger's folder may hold links with the names that files have while they are written."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (run / ".config.yaml.part").symlink_to(precious)
     Run(run).write("config.yaml", "seed: 1\n")
     assert precious.read_text() == "mine" and (run / "config.yaml").read_text() == "seed: 1\n"
+    (run / ".lock").symlink_to(precious)
+    assert ".lock" in refused(Run(run).lock)
+    assert precious.read_text() == "mine"
 
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]0;owned\x07\u202e"
