@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.compare.runs import NAN, RunData, compared, is_number
+from lm.config import COPYING
 from lm.files import printable
 from lm.run import AXES
 
@@ -200,7 +201,10 @@ def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
     """What makes numbers not comparable, and what could not be read."""
     found = []
     for key, text in NOT_COMPARABLE.items():
-        values = list(dict.fromkeys(run.config.get(key, "none") for run in runs if run.config))
+        asked = [
+            run for run in runs if run.config and (COPYING in run.config.get("data.corpus", "") or "copying" not in key)
+        ]
+        values = list(dict.fromkeys(run.config.get(key, "none") for run in asked))
         if len(values) > 1:
             found.append(f"{text}: {key} is {_listed(values)}")
     if len({run.vocabulary for run in runs} - {""}) > 1 and not any("corpora" in text for text in found):
