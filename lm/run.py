@@ -280,7 +280,7 @@ class Run:
         with suppress(UserError, ValueError, KeyError, TypeError, csv.Error):
             for row in csv.DictReader(io.StringIO(read_text(self.path / "metrics.csv"))):
                 if row["step"] == str(step) and row["val/loss"]:
-                    return {name: float(value) for name, value in row.items() if name.startswith("val/") and value}
+                    return {name: float(row[name]) for name in VALUES if name.startswith("val/") and row.get(name)}
         return {}
 
     def update_summary(self, **values: Any) -> None:
@@ -314,7 +314,7 @@ class Saved:
         )
         if not whole or not isinstance(step, int):
             raise UserError(f"{path}: not a checkpoint that training can go on from")
-        return cls(path, step, recorder["seconds"], recorder["sizes"])
+        return cls(path, step, recorder["seconds"], {name: recorder["sizes"][name] for name in APPENDED})
 
 
 def abandoned(folder: Path) -> bool:
