@@ -31,7 +31,7 @@ sample's bits would depend on the number of samples; in groups of one size, padd
 ROWS_ELSEWHERE = 64
 BLOCK = 256
 """Random numbers of each stream that are drawn at a time."""
-BURST, SOON = 32, 0.01
+BURST, SOON = 256, 0.01
 """Characters that one native call writes: from 1, twice as many each time, at most so many, and no more once a call
 takes this many seconds. A reader sees text at once and all the time, and Ctrl-C need not wait."""
 

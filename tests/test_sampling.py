@@ -103,7 +103,8 @@ def test_draws_follow_the_distribution():
 def test_what_is_chosen_was_kept(values, uniform, temperature, k, p):
     options = Options(temperature, k, p)
     (chosen,) = choose(np.array([values]), np.array([uniform]), options)
-    assert np.isfinite(top_k(np.array([values]), k))[0, chosen]
+    shifted = np.array([values]) - max(values)  # as `choose` does, which can make equals of two that hardly differ
+    assert np.isfinite(top_k(shifted, k))[0, chosen]
     (last,) = choose(np.array([values]), np.array([np.nextafter(1, 0)]), options)
     assert 0 <= chosen <= last < len(values)
 
@@ -312,7 +313,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 @pytest.mark.parametrize("stops", [False, True])
-@pytest.mark.parametrize("chars", [1, 300, 331])
+@pytest.mark.parametrize("chars", [1, 300, 531])
 def test_bursts_write_what_single_characters_do(temperature, stops, chars, monkeypatch):
     """Texts, and where they end, to the bit: from there either way goes on alike."""
     monkeypatch.setattr("lm.sampling.SOON", math.inf)
@@ -322,7 +323,7 @@ def test_bursts_write_what_single_characters_do(temperature, stops, chars, monke
     free, _ = texts(Decoder(slow, start, 6), chars, options)
     words = [free[0][100:103], free[1][217:219], free[2][40:42] + "~"] if stops and chars > 1 else []
     expected, ends = texts(Decoder(slow, start, 6), chars, options, stops=words)
-    for burst in (1, 7, 32):
+    for burst in (1, 7, 256):
         monkeypatch.setattr("lm.sampling.BURST", burst)
         got, last = texts(Decoder(fast, start, 6), chars, options, stops=words)
         assert got == expected and [p.finish for p in last] == [p.finish for p in ends]
@@ -335,10 +336,10 @@ def test_bursts_write_what_single_characters_do(temperature, stops, chars, monke
 def test_an_interrupted_burst_goes_on_where_it_ended(temperature):
     fast, options = Packed(every_mixer("mingru")), Options(temperature)
     start = [read(fast, LARGE.encode("ABC"))] * 3
-    whole, _ = texts(Decoder(fast, start, 6), 400, options)
+    whole, _ = texts(Decoder(fast, start, 6), 800, options)
     asked = iter([False] * 9 + [True])
     some, ends = texts(Decoder(fast, start, 6), None, options, interrupted=lambda: next(asked))
-    rest, _ = texts(Decoder(fast, [p.position for p in ends], 6), 400 - len(some[0]), options)
+    rest, _ = texts(Decoder(fast, [p.position for p in ends], 6), 800 - len(some[0]), options)
     assert [a + b for a, b in zip(some, rest, strict=True)] == whole and {p.finish for p in ends} == {"interrupted"}
 
 
@@ -347,9 +348,9 @@ def test_the_first_character_comes_alone_and_a_slow_model_keeps_to_it(monkeypatc
     sizes = {}
     for sampling_soon in (math.inf, 0.0):
         monkeypatch.setattr("lm.sampling.SOON", sampling_soon)
-        pieces = write(Decoder(fast, [read(fast, LARGE.encode("A"))]), LARGE, 100, Options())
+        pieces = write(Decoder(fast, [read(fast, LARGE.encode("A"))]), LARGE, 700, Options())
         sizes[sampling_soon] = [len(piece.text) for (piece,) in pieces]
-    assert sizes == {math.inf: [1, 2, 4, 8, 16, 32, 32, 5], 0.0: [1] * 100}
+    assert sizes == {math.inf: [1, 2, 4, 8, 16, 32, 64, 128, 1, 256, 188], 0.0: [1] * 700}
 
 
 @pytest.mark.parametrize("mixer", ["mingru", "attention"])

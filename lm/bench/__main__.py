@@ -113,7 +113,7 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("generated", "characters written before timing; try 1000000", [1000, 100_000], [20, 40], int),
             Option("mixers", "whose time is taken after a long time", ["mingru", "attention"], None),
             Option("window", "attention's", 256, 16, int),
-            Option("chars", "characters in one timing, at least", 20, 2, int),
+            Option("chars", "characters in one timing; a fiftieth of it where each takes milliseconds", 1000, 100, int),
             WHERE[0],
             repeat(7),
         ),

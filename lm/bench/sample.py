@@ -3,7 +3,7 @@
     peers   batch 1: ours packed (float32, bfloat16, int8) and by `LanguageModel.step`, against others' samplers of
             models of that size, and against the chain of matrix-vector products: every matrix of our model but the
             embedding once, in torch, and nothing else
-    batch   many samples at once, over batch 1
+    batch   many samples at once, over batch 1 and over the arithmetic's limit: torch's product of large matrices
     length  time per character and memory after so many generated characters, per mixer
 
 Every contender draws its characters from softmax(logits / temperature): ours by `lm.sampling.write`, which hands over
@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,12 +34,13 @@ VOCABULARY = 65
 TEMPERATURE = 0.8
 TOKENIZER = CharTokenizer("".join(map(chr, range(64, 63 + VOCABULARY))))
 CHAIN, PLAIN, MINLM = "matrix-vector chain, torch", "ours, LanguageModel.step", "minGRU-pytorch minLM"
+GEMM = 1024
 GPTS = {384: (6, 6, 256), 0: (4, 4, 64)}
 """Layers, heads and context of the nanoGPT to compare with, from this width on: its Shakespeare and its CPU recipe."""
 
 
 class Writer:
-    """Goes on writing `batch` texts as a user gets them, `chars` characters in one call."""
+    """Goes on writing `batch` texts as a user gets them, `chars` characters of each in one call."""
 
     def __init__(self, model: LanguageModel | Packed, batch: int, chars: int) -> None:
         start = read(model, np.zeros(1, dtype=np.int64))
@@ -87,6 +88,11 @@ def chain(model: LanguageModel, chars: int) -> measure.Call:
 # ---------------------------------------------------------------- contenders
 
 
+def slow(arguments: SimpleNamespace) -> int:
+    """Characters in one timing of what takes milliseconds for each, whose calls do not come in bursts."""
+    return max(1, arguments.chars // 50)
+
+
 def make(name: str, width: int, arguments: SimpleNamespace) -> LanguageModel:
     """A model of ours in eval mode, checked. Raises RefusedError."""
     device, _ = measure.device_and_type(arguments)
@@ -105,37 +111,48 @@ def packed(model: LanguageModel, weights: str) -> Packed:
     return fast
 
 
-def minlm(width: int, arguments: SimpleNamespace) -> tuple[nn.Module, measure.Call]:
+class Contender(NamedTuple):
+    """What is timed."""
+
+    model: nn.Module
+    write: measure.Call
+    chars: int
+    """that one call writes"""
+
+
+def minlm(width: int, arguments: SimpleNamespace) -> Contender:
     """lucidrains' model with carried state, checked against ours on equal weights. It has no convolution then."""
     options = SimpleNamespace(width=width, layers=arguments.layers)
     model = make_minlm(options).eval()
     ids = torch.randint(VOCABULARY, (1, 24))
     require_minlm(make_ours("mingru, gelu", 24, options), model, ids)
-    write = sampler(lambda ids, state: model(ids, return_prev_hiddens=True, prev_hiddens=state), 1, arguments.chars)
-    return model, write
+    chars = slow(arguments)
+    write = sampler(lambda ids, state: model(ids, return_prev_hiddens=True, prev_hiddens=state), 1, chars)
+    return Contender(model, write, chars)
 
 
-def gpt(width: int, arguments: SimpleNamespace) -> tuple[nn.Module, measure.Call]:
+def gpt(width: int, arguments: SimpleNamespace) -> Contender:
     """The model of nanoGPT's recipe at this width, which recomputes its whole window for each character."""
     layers, heads, context = next(shape for least, shape in GPTS.items() if width >= least)
     torch.manual_seed(0)
     model = peers.GPT(VOCABULARY, layers, heads, width, context).eval()
-    return model, sampler(lambda ids, _: (model(ids), None), context, arguments.chars)
+    chars = slow(arguments)
+    return Contender(model, sampler(lambda ids, _: (model(ids), None), context, chars), chars)
 
 
-def contenders(width: int, arguments: SimpleNamespace) -> dict[str, Callable[[], tuple[nn.Module, measure.Call]]]:
-    """What is timed at batch 1, by name: each gives a model, for its number of parameters, and a call."""
-    chars = arguments.chars
+def contenders(width: int, arguments: SimpleNamespace) -> dict[str, Callable[[], Contender]]:
+    """What is timed at batch 1, by name."""
+    chars, few = arguments.chars, slow(arguments)
     ours = functools.cache(lambda: make("mingru", width, arguments))
     layers, _, context = next(shape for least, shape in GPTS.items() if width >= least)
 
-    def fast(weights: str) -> tuple[nn.Module, measure.Call]:
-        return ours(), Writer(packed(ours(), weights), 1, chars)
+    def fast(weights: str) -> Contender:
+        return Contender(ours(), Writer(packed(ours(), weights), 1, chars), chars)
 
     return {
-        CHAIN: lambda: (ours(), chain(ours(), chars)),
+        CHAIN: lambda: Contender(ours(), chain(ours(), few), few),
         **{f"ours, {weights}": functools.partial(fast, weights) for weights in WEIGHTS},
-        PLAIN: lambda: (ours(), Writer(ours(), 1, chars)),
+        PLAIN: lambda: Contender(ours(), Writer(ours(), 1, few), few),
         MINLM: lambda: minlm(width, arguments),
         f"nanoGPT {layers} x {width}, context {context}": lambda: gpt(width, arguments),
     }
@@ -145,15 +162,16 @@ def compare(width: int, arguments: SimpleNamespace) -> list[Row]:
     """One row per contender: characters per second, and the ratios to the three yardsticks."""
     device, _ = measure.device_and_type(arguments)
     rows: list[Row] = []
-    calls: dict[str, measure.Call] = {}
+    made: dict[str, Contender] = {}
     for name, prepare in contenders(width, arguments).items():
         try:
-            model, calls[name] = prepare()
-            rows.append({"name": name, "width": width, "parameters": sum(p.numel() for p in model.parameters())})
+            made[name] = prepare()
+            parameters = sum(p.numel() for p in made[name].model.parameters())
+            rows.append({"name": name, "width": width, "parameters": parameters})
         except (RefusedError, RuntimeError) as error:
             rows.append({**measure.skip(name, error), "width": width})
-    times = measure.in_turns(calls, arguments.repeat, device)
-    speeds = {name: [arguments.chars / seconds for seconds in several] for name, several in times.items()}
+    times = measure.in_turns({name: each.write for name, each in made.items()}, arguments.repeat, device)
+    speeds = {name: [made[name].chars / seconds for seconds in several] for name, several in times.items()}
     for row in rows:
         if row["name"] in speeds:
             row["speeds"] = speeds[row["name"]]
@@ -168,12 +186,20 @@ def compare(width: int, arguments: SimpleNamespace) -> list[Row]:
 
 def compare_batches(weights: str, arguments: SimpleNamespace) -> Row:
     """Characters per second of all samples together, at batch 1 and at --batch. Raises RefusedError."""
-    device, _ = measure.device_and_type(arguments)
-    model = packed(make("mingru", arguments.widths[0], arguments), weights)
-    writers = {str(batch): Writer(model, batch, arguments.chars) for batch in (1, arguments.batch)}
-    times = measure.in_turns(writers, arguments.repeat, device)
-    one, many = ([int(batch) * arguments.chars / t for t in several] for batch, several in times.items())
-    return {"name": f"ours, {weights}", "one": one, "many": many, "ratio": measure.median(many) / measure.median(one)}
+    device, dtype = measure.device_and_type(arguments)
+    model = make("mingru", arguments.widths[0], arguments)
+    fast = packed(model, weights)
+    calls: dict[str, measure.Call] = {str(b): Writer(fast, b, arguments.chars) for b in (1, arguments.batch)}
+    calls["sgemm"] = measure.gemm_call(GEMM, dtype, device)
+    *times, sgemm = measure.in_turns(calls, arguments.repeat, device).values()
+    one, many = (
+        [batch * arguments.chars / t for t in ts] for batch, ts in zip((1, arguments.batch), times, strict=True)
+    )
+    flops = 2 * sum(linear.weight.numel() for linear in linears(model)) * measure.median(many)
+    return {
+        **{"name": f"ours, {weights}", "one": one, "many": many, "ratio": measure.median(many) / measure.median(one)},
+        **{"flops_per_second": flops, "of_sgemm": flops * measure.median(sgemm) / (2 * GEMM**3)},
+    }
 
 
 # ---------------------------------------------------------------- after a long time
@@ -191,7 +217,8 @@ def grow(name: str, arguments: SimpleNamespace) -> list[Row]:
     """One row per length: seconds per character there, all lengths in turns, and memory as generation went on."""
     device, _ = measure.device_and_type(arguments)
     model = make(name, arguments.widths[0], arguments)
-    writer = Writer(pack(model), 1, arguments.chars)
+    chars = slow(arguments)
+    writer = Writer(pack(model), 1, chars)
     writers, memory, written = {}, [], 0
     for length in sorted(arguments.generated):
         writer(length - written)
@@ -199,7 +226,7 @@ def grow(name: str, arguments: SimpleNamespace) -> list[Row]:
         writers[str(length)] = writer.copy()
         memory.append(resident())
     times = measure.in_turns(writers, 5 * arguments.repeat, device)  # a ratio near 1 wants many
-    seconds = [[t / arguments.chars for t in several] for several in times.values()]
+    seconds = [[t / chars for t in several] for several in times.values()]
     return [
         {
             "name": name,
@@ -242,7 +269,7 @@ def report_batch(arguments: SimpleNamespace) -> list[Row]:
         except RefusedError as error:
             rows.append(measure.skip(f"ours, {weights}", error))
     print(f"\nbatch {arguments.batch} over batch 1, width {arguments.widths[0]}, characters/s of all together")
-    header = ("", "batch 1", "[min-max]", f"batch {arguments.batch}", "[min-max]", "ratio")
+    header = ("", "batch 1", "[min-max]", f"batch {arguments.batch}", "[min-max]", "ratio", "GFLOP/s", "of sgemm")
     measure.print_table(header, [batch_row(row) for row in rows])
     return rows
 
@@ -277,7 +304,8 @@ def peer_row(row: Row) -> tuple[str, ...]:
 def batch_row(row: Row) -> tuple[str, ...]:
     if "skipped" in row:
         return row["name"], row["skipped"]
-    return row["name"], *rate(row["one"]), *rate(row["many"]), measure.number(row["ratio"], ".1f")
+    limits = f"{row['flops_per_second'] / 1e9:.0f}", f"{row['of_sgemm']:.0%}"
+    return row["name"], *rate(row["one"]), *rate(row["many"]), measure.number(row["ratio"], ".1f"), *limits
 
 
 def length_row(row: Row) -> tuple[str, ...]:
