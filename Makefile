@@ -30,8 +30,9 @@ paper: .venv/ready
 	  --insert docs/reproduction.md#extrapolation
 	$(BIN)/python -m lm.reproduction --insert docs/reproduction.md
 
-# docs/performance.md, measured on this machine: leave it alone for half an hour meanwhile. BENCHES="cell train" does some.
-BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs/numerics.png" sample parameters overhead
+# docs/performance.md, measured on this machine: leave it alone for an hour meanwhile. BENCHES="cell train" does some.
+BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs/numerics.png" \
+  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" parameters overhead
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/python -m lm.bench $$bench --insert docs/performance.md || exit; done
 

@@ -138,7 +138,7 @@ def make_parser(command: str) -> Parser:
         text = option.help + (f" (default: {shown})" if shown not in (None, "") else "")
         parser.add_argument(f"--{option.name}", type=option.kind, help=text, **several)
     parser.add_argument("--json", type=str, help="write the numbers to this file")
-    parser.add_argument("--insert", type=str, help="put the table between the marks `bench NAME` of this document")
+    parser.add_argument("--insert", type=str, help="put the table between this document's marks `bench NAME [PARTS]`")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     return parser
 
@@ -190,7 +190,8 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.json and not Path(arguments.json).parent.is_dir():
             raise UserError(f"--json: there is no folder {Path(arguments.json).parent}")
         document = Path(arguments.insert) if arguments.insert else None
-        with inserted(document, f"bench {command}", command_line("lm.bench", words)):
+        mark = " ".join(["bench", command, *getattr(arguments, "parts", [])])
+        with inserted(document, mark, command_line("lm.bench", words)):
             result = importlib.import_module(f"lm.bench.{command}").run(arguments)
         if "conditions" in result:
             result["warnings"] = importlib.import_module("lm.bench.measure").WARNINGS
