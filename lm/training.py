@@ -70,7 +70,7 @@ class Recorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "seconds": self.task.clock.seconds,
-            "loss_sum": self.loss_sum.detach().cpu(),
+            "loss_sum": self.task.trainer.strategy.all_gather(self.loss_sum).cpu(),  # one of each process
             "loss_count": self.loss_count,
             "last_row": self.last_row,
             "latest": self.latest,
@@ -90,6 +90,9 @@ class Recorder(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.task.clock.seconds = getattr(self, "resumed_seconds", 0.0)
         self.loss_sum = self.loss_sum.to(self.task.device)
+        if self.loss_sum.dim():
+            same = len(self.loss_sum) == trainer.world_size
+            self.loss_sum = self.loss_sum[trainer.global_rank].clone() if same else self.loss_sum.mean()
         self.task.clock.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
