@@ -77,10 +77,19 @@ def go_on(run: "Run", argv: list[str]) -> int:
         run.lock()
     saved_config = run.config()
     config, _ = parse(argv, saved_config.to_yaml())
-    changed = changes(saved_config, config, "--allow_changes" in argv, run)
+    allowed = "--allow_changes" in argv
+    changed = changes(saved_config, config, allowed, run)
     corpus = load(config.data)
+    before, now = run.corpus(), corpus.digest
     if not run.fits(corpus.tokenizer):
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
+    if before not in ("", now):
+        if not allowed:
+            raise UserError(
+                f"data.corpus {config.data.corpus} is no longer the text that {run.path} was trained on: "
+                "put that back, start a new run, or accept that with --allow_changes"
+            )
+        changed["text of data.corpus"] = [before, now]
     saved = run.newest_checkpoint()
     if saved and used_up(config, saved):
         run.update_summary(status="finished")
@@ -151,9 +160,9 @@ def train(
     check_devices(config, precision)
     if not is_helper():
         if changed is None:
-            run.start(config, corpus.tokenizer)
+            run.start(config, corpus.tokenizer, corpus.digest)
         else:
-            run.resume(config, corpus.tokenizer, saved, changed)
+            run.resume(config, corpus.tokenizer, saved, changed, corpus.digest)
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer))
     flops = 3 * model.flops(config.data.context) * config.data.batch_size * config.data.context
     recorder = Recorder(run, corpus.tokenizer, flops, STARTED)

@@ -53,6 +53,11 @@ class Copying:
         return f"{self.tokens} characters to remember in {self.context - self.tokens}, {self.vocabulary} distinct"
 
     @property
+    def digest(self) -> str:
+        """Nothing: the configuration says all there is to say of it."""
+        return ""
+
+    @property
     def tokenizer(self) -> CharTokenizer:
         return CharTokenizer(NOISE + DATA[: self.vocabulary - 2] + MARK)
 

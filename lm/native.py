@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,12 +109,17 @@ def _cache_folder() -> Path:
 
 def _compile(command: list[str], path: Path) -> None:
     """Compile under a name of our own and rename: whoever else builds the same file never sees half of it."""
-    handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(handle)
+    for left in path.parent.glob("*.part"):  # by one that was killed
+        if time.time() - left.stat().st_mtime > 600:
+            left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".part", dir=path.parent)
     try:
         done = subprocess.run([*command, "-o", name], capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr.strip()}")
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(name, path)
     finally:
+        os.close(handle)
         Path(name).unlink(missing_ok=True)

@@ -6,7 +6,8 @@ runs/<name>/
   metrics.csv        a row per logged step and per validation
   samples.jsonl      step, prompt, text
   tokenizer.json     a `tokenizers` file
-  environment.json   versions, processor, command; the same, and what was changed, of each time it was resumed
+  environment.json   versions, processor, command, digest of the corpus; the same, and what was changed, of each time
+                     it was resumed
   checkpoints/       best.ckpt last.ckpt previous.ckpt
   .lock              held by the process that trains
 
@@ -24,6 +25,7 @@ import platform
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -75,8 +77,11 @@ class Run:
             return any(not path.name.startswith(".") for path in self.path.iterdir())
         return os.path.lexists(self.path)
 
-    def start(self, config: Config, tokenizer: CharTokenizer) -> None:
+    def start(self, config: Config, tokenizer: CharTokenizer, corpus: str = "") -> None:
         """Make the folder of a new run, and lock it.
+
+        Args:
+            corpus: digest of the text to train on; kept in environment.json.
 
         Raises:
             UserError: it cannot be made, or is another's.
@@ -86,19 +91,27 @@ class Run:
         self.lock()
         if self.taken:
             raise UserError(f"{self.path} exists already; choose another --name, or go on with --resume")
-        self._fill(config, tokenizer, environment(), None)
+        self._fill(config, tokenizer, environment(corpus), None)
 
-    def resume(self, config: Config, tokenizer: CharTokenizer, saved: "Saved | None", changed: dict[str, Any]) -> None:
+    def resume(
+        self,
+        config: Config,
+        tokenizer: CharTokenizer,
+        saved: "Saved | None",
+        changed: dict[str, Any],
+        corpus: str = "",
+    ) -> None:
         """Put the folder back to where its checkpoint is, or to the start; what a crash left half made is made whole.
 
         Args:
+            corpus: as in `start`.
             changed: options that are no longer what they were, {name: [before, now]}; kept in environment.json.
         """
         self.lock()
         if saved is not None and saved.path.name != "last.ckpt":
             self._put_back(saved.path)
-        history = self._json("environment.json") or environment()
-        now = {"step": saved.step if saved else 0, "changed": changed, **environment()}
+        history = self._json("environment.json") or environment(corpus)
+        now = {"step": saved.step if saved else 0, "changed": changed, **environment(corpus)}
         history["resumed"] = [*history.get("resumed", []), now]
         self._fill(config, tokenizer, history, saved)
 
@@ -230,6 +243,14 @@ class Run:
     def fits(self, tokenizer: CharTokenizer) -> bool:
         """Whether this tokenizer is the run's. A run killed at its very start has none."""
         return not (self.path / "tokenizer.json").exists() or self.tokenizer().characters == tokenizer.characters
+
+    def corpus(self) -> str:
+        """Digest of the text that the run was last trained on; empty where that is not known."""
+        history = self._json("environment.json")
+        resumed = history.get("resumed")
+        entries = [history, *(resumed if isinstance(resumed, list) else [])]
+        known = [str(entry["corpus"]) for entry in entries if isinstance(entry, dict) and entry.get("corpus")]
+        return known[-1] if known else ""
 
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add a row to metrics.csv with one write, so that a reader or a crash sees whole rows."""
@@ -422,6 +443,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: not a plain file, so not a checkpoint")
     try:
+        _require_undamaged(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types for a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -433,6 +455,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path}: not a checkpoint of this program")
     return checkpoint
+
+
+def _require_undamaged(path: Path) -> None:
+    """Raises OSError or BadZipFile unless all in this archive is as it was written; torch.load would not look."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise zipfile.BadZipFile("it is compressed")  # which torch.save never does, and a bomb is
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is not as it was written")
 
 
 def _has(record: Any, kinds: dict[str, type]) -> bool:
@@ -545,14 +576,15 @@ def _mismatch(saved: Trained, expected: "dict[str, Tensor]") -> str:
     return ""
 
 
-def environment() -> dict[str, Any]:
-    """What a result may depend on: versions, processor, threads, the command."""
+def environment(corpus: str) -> dict[str, Any]:
+    """What a result may depend on: versions, processor, cores, the command, the digest of the text."""
     versions = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {
         "command": sys.argv,
+        "corpus": corpus,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),

@@ -4,9 +4,10 @@ tensors, tagged with the model's hash: the state of one model means nothing to a
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,11 +25,15 @@ VERSION = 1
 def fingerprint(model: LanguageModel, characters: str, config: ModelConfig) -> str:
     """SHA-256, in hexadecimal, of all that a state depends on: weights, what they are for, and the vocabulary."""
     described = {name: value for name, value in asdict(config).items() if name not in ("dropout", "compile")}
-    digest = hashlib.sha256(json.dumps([described, characters], sort_keys=True).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return _digest(hashlib.sha256(json.dumps([described, characters], sort_keys=True).encode()), model.state_dict())
+
+
+def _digest(digest: Any, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hexadecimal, of what went in before and the tensors by their names."""
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return str(digest.hexdigest())
 
 
 def save(path: Path, positions: Sequence[Position], seed: int, model_hash: str) -> None:
@@ -45,6 +50,7 @@ def save(path: Path, positions: Sequence[Position], seed: int, model_hash: str) 
     tensors["logits"] = torch.stack([torch.from_numpy(p.logits) for p in positions])
     tensors["drawn"] = torch.tensor([p.drawn for p in positions])
     metadata = {"format": FORMAT, "version": str(VERSION), "model": model_hash, "seed": str(seed)}
+    metadata["sha256"] = _digest(hashlib.sha256(), tensors)
     with replacing(path) as file:
         file.write(to_bytes(tensors, metadata))
 
@@ -61,6 +67,8 @@ def load(path: Path, model: LanguageModel, model_hash: str) -> tuple[list[Positi
             _check(path, metadata, model_hash)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         seed = int(metadata["seed"])
+        if metadata["sha256"] != _digest(hashlib.sha256(), tensors):
+            raise ValueError("its content is not what was written")
     except FileNotFoundError:
         raise UserError(f"no state file {path}") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:

@@ -94,6 +94,17 @@ def test_a_shortened_checkpoint_falls_back_to_the_one_before(cut, capsys, by):
     assert "last.ckpt: damaged" in screen and "falling back to previous.ckpt, step 12" in screen
 
 
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(cut, capsys, place):
+    path = cut.path / "checkpoints" / "last.ckpt"
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+    assert cut.comes_to_the_same_end()
+    screen = capsys.readouterr().err
+    assert "last.ckpt: damaged" in screen and "falling back to previous.ckpt, step 12" in screen
+
+
 def test_a_crash_while_it_falls_back(cut, monkeypatch):
     """The damaged checkpoint never takes the name of the one that is whole."""
     shorten(cut.path / "checkpoints" / "last.ckpt", 0.5)
@@ -332,6 +343,24 @@ def test_what_cannot_change_is_refused_in_any_case(cut, capsys, option):
     assert cut.resume(f"--{name}", value, "--allow_changes") == 2
     error = capsys.readouterr().err
     assert f"error: {name} is " in error and "cannot change on resuming" in error
+
+
+def test_a_corpus_that_was_edited_is_refused(cut, capsys):
+    """With the same characters, so that its ids alone tell."""
+    corpus = Path(Run(cut.path).config().data.corpus)
+    text = corpus.read_text(encoding="utf-8")
+    try:
+        corpus.write_text(text.replace("the", "eht"), encoding="utf-8")
+        assert cut.resume() == 2
+        error = capsys.readouterr().err
+        assert "is no longer the text that" in error and "--allow_changes" in error and error.count("\n") == 1
+        assert cut.resume("--allow_changes") == 0
+        (note,) = json.loads((cut.path / "environment.json").read_text())["resumed"]
+        assert [*note["changed"]] == ["trainer.max_steps", "text of data.corpus"]
+        assert train.main(["--resume", str(cut.path), "--trainer.max_steps", "25"]) == 0  # it is the known text now
+    finally:
+        corpus.write_text(text, encoding="utf-8")
+    assert "state_dict of last.ckpt" in differences(cut.path, cut.whole)
 
 
 def test_an_accepted_change_takes_effect_and_is_noted(cut):

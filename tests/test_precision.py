@@ -68,6 +68,38 @@ def test_slow_gates_move_the_state(monkeypatch, backend, name, dtype):
     assert torch.allclose(grad[0, -100:, -1].double(), expected[0, -100:, -1], rtol=1e-2)  # of the newest candidates
 
 
+def slow_cell(mixer: str) -> torch.nn.Module:
+    """A GRU or LSTM of one channel whose gates are near 0.001 and 0.999, and which nothing but its biases moves."""
+    module = MIXERS[mixer](1, expansion=1.0)
+    slow = torch.logit(torch.tensor(1 / 1024.0))
+    values = [0.0, -slow, 5.0] if "gru" in mixer else [slow, -slow, 5.0, 20.0]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        bias = module.input.bias if "reference" in mixer else module.cell.bias_ih_l0
+        bias.copy_(torch.tensor(values))
+    return module
+
+
+@pytest.mark.parametrize("mixer", ["gru", "lstm", "gru_reference", "lstm_reference"])
+def test_slow_gates_of_the_traditional_cells_move_the_state(mixer):
+    module, x = slow_cell(mixer), torch.zeros(1, 2_000, 1)
+    with torch.no_grad():
+        _, want = module(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, state = module(x)
+    assert want[-1].item() > 0.8 and state[-1].item() == pytest.approx(
+        want[-1].item(), rel=5e-3
+    )  # the gates' own logits may be rounded
+
+
+def test_torchs_own_cell_under_autocast_does_not():
+    """So the test above can tell."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, last = slow_cell("gru").cell(torch.zeros(1, 2_000, 1))
+    assert last.item() < 0.3
+
+
 @pytest.mark.parametrize("mixer", ["mingru", "minlstm", "mamba", "s4d"])
 def test_what_mixers_carry_under_autocast_is_float32(monkeypatch, mixer):
     """A spy sees what enters S4D's convolution; the scans of the others are tested above and in test_selective.py."""

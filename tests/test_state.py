@@ -1,5 +1,7 @@
 """State files: going on as if never interrupted, for every mixer; what is refused."""
 
+import hashlib
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -75,16 +77,32 @@ def test_a_truncated_state_is_refused(saved, keep):
     refused(path, model, "damaged, or not a state file")
 
 
+def test_a_flipped_bit_is_noticed(saved):
+    path, model = saved
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    refused(path, model, "its content is not what was written")
+
+
 def test_garbage_is_refused(saved):
     path, model = saved
-    tensors, good = load_file(path), {"format": state.FORMAT, "version": "1", "model": HASH, "seed": "1"}
-    for changes, message in (
-        ({"format": "else"}, "not a state file"),
-        ({"version": "2"}, "newer version"),
-        ({"version": "x"}, "damaged"),
-        ({"seed": "-1"}, "damaged"),
+    tensors = load_file(path)
+
+    def write(tensors, **changes):
+        """As somebody would who knows the format."""
+        described = {"format": state.FORMAT, "version": "1", "model": HASH, "seed": "1"}
+        save_file(tensors, path, described | {"sha256": state._digest(hashlib.sha256(), tensors)} | changes)
+
+    write(tensors)
+    assert len(state.load(path, model, HASH)[0]) == 2
+    for name, value, message in (
+        ("format", "else", "not a state file"),
+        ("version", "2", "newer version"),
+        ("version", "x", "damaged"),
+        ("seed", "-1", "damaged"),
     ):
-        save_file(tensors, path, good | changes)
+        write(tensors, **{name: value})
         refused(path, model, message)
     for name, tensor in (
         ("logits", torch.zeros(2, 31)),
@@ -94,9 +112,9 @@ def test_garbage_is_refused(saved):
         ("0.0", torch.zeros(2, 64, dtype=torch.float64)),
         ("9.9", torch.zeros(2)),
     ):
-        save_file(tensors | {name: tensor}, path, good)
+        write(tensors | {name: tensor})
         refused(path, model, "its tensors are not those")
-    save_file({name: tensor for name, tensor in tensors.items() if name != "1.0"}, path, good)
+    write({name: tensor for name, tensor in tensors.items() if name != "1.0"})
     refused(path, model, "its tensors are not those")
     path.write_bytes(b"\xff" * 5000)
     refused(path, model, "damaged")

@@ -28,11 +28,6 @@ class LSTM(GRU):
     def init_state(self, batch: int) -> State:
         return super().init_state(batch) + super().init_state(batch)
 
-    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        h, c = self.init_state(x.shape[0]) if state is None else state
-        y, (h, c) = self.cell(x, (h[None].to(x.dtype), c[None].to(x.dtype)))
-        return self.down(y), (h[0].float(), c[0].float())
-
 
 class LSTMReference(GRUReference, LSTM):
     """The same function as `LSTM`, one step at a time. The layout of its weights is that of torch.nn.LSTM."""
