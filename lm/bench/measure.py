@@ -91,17 +91,20 @@ def _finish(device: torch.device) -> None:
 def in_turns(
     calls: Mapping[str, Call], repeat: int, device: torch.device, starved: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each call, `repeat` times. One round runs them all, so that a disturbance does not hit one alone.
+    """Seconds of each call, `repeat` times. One round runs them all, so that a disturbance does not hit one alone, and
+    each begins another round, since what comes first pays for the collection of garbage and for cold caches.
 
     Warns when others took the CPU, unless `starved` says that this is meant.
     """
     often = {name: _warm_up(call, device) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     wall, busy = time.perf_counter(), time.process_time()
-    for _ in range(repeat):
+    names = list(calls)
+    for turn in range(repeat):
         gc.collect()
-        for name, call in calls.items():
-            times[name].append(seconds(call, device, often[name]))
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds(calls[name], device, often[name]))
     if not starved:
         _warn_if_starved(time.perf_counter() - wall, time.process_time() - busy)
     return times
