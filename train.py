@@ -92,6 +92,7 @@ def go_on(run: "Run", argv: list[str]) -> int:
         changed["text of data.corpus"] = [before, now]
     saved = run.newest_checkpoint()
     if saved and used_up(config, saved):
+        run.keep_best(saved.step, saved.best_step)  # a crash may have come between the two names
         run.update_summary(status="finished")
         say(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
         return 0

@@ -227,6 +227,11 @@ class Run:
             raise UserError(f"{problems[0]}; no whole checkpoint is left here: start a new run")
         return None
 
+    def keep_best(self, step: int, best_step: int) -> None:
+        """Name the newest checkpoint, of this step, the best, if it is."""
+        if 0 < best_step == step:
+            alias(self.checkpoints / "last.ckpt", "best.ckpt")
+
     def write(self, name: str, text: str | bytes) -> None:
         """Replace a file of the folder, whole or not at all."""
         with replacing(self.path / name) as file:
@@ -316,12 +321,15 @@ def _csv_row(cells: Mapping[str, object]) -> str:
 
 @dataclass
 class Saved:
-    """What a checkpoint says of its run: the step, the seconds of training, the sizes of the files that grow."""
+    """What a checkpoint says of its run: the step, the seconds of training, the sizes of the files that grow, and the
+    step that was best so far.
+    """
 
     path: Path
     step: int
     seconds: float
     sizes: dict[str, int]
+    best_step: int
 
     @classmethod
     def read(cls, path: Path) -> "Saved":
@@ -330,12 +338,13 @@ class Saved:
         callbacks = checkpoint.get("callbacks")
         recorder = callbacks.get("Recorder", {}) if isinstance(callbacks, dict) else {}
         step = checkpoint.get("global_step")
-        whole = _has(recorder, {"seconds": float, "sizes": dict}) and _has(
+        whole = _has(recorder, {"seconds": float, "sizes": dict, "best_step": int}) and _has(
             recorder["sizes"], dict.fromkeys(APPENDED, int)
         )
         if not whole or not isinstance(step, int):
             raise UserError(f"{path}: not a checkpoint that training can go on from")
-        return cls(path, step, recorder["seconds"], {name: recorder["sizes"][name] for name in APPENDED})
+        sizes = {name: recorder["sizes"][name] for name in APPENDED}
+        return cls(path, step, recorder["seconds"], sizes, recorder["best_step"])
 
 
 def abandoned(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from tqdm import tqdm
 
 from lm.config import COPYING, UserError
-from lm.run import Run, alias, read_checkpoint, save_atomically
+from lm.run import Run, read_checkpoint, save_atomically
 from lm.sampling import generate
 from lm.task import Task
 from lm.tokenizer import CharTokenizer
@@ -263,8 +263,8 @@ class Checkpoints(Callback):
 
     def _keep_best(self, trainer: pl.Trainer) -> None:
         """Name the checkpoint of this step the best, if it is."""
-        if trainer.is_global_zero and 0 < self.recorder.best_step == trainer.global_step:
-            alias(self.folder / "last.ckpt", "best.ckpt")
+        if trainer.is_global_zero:
+            self.recorder.run.keep_best(trainer.global_step, self.recorder.best_step)
 
 
 class AtomicCheckpointIO(CheckpointIO):

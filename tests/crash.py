@@ -133,11 +133,10 @@ class Kit:
         return time.monotonic() - before
 
     def verdict(self, name: str) -> list[str]:
-        """What a finished run differs in from the undisturbed one. One that does not is deleted."""
+        """What a finished run differs in from the undisturbed one. It is deleted: the next may take its name."""
         found = differences(self.folder / name, self.whole)
-        if not found:
-            shutil.rmtree(self.folder / name)
-            shutil.rmtree(self.folder / f"cache-{name}")
+        shutil.rmtree(self.folder / name)
+        shutil.rmtree(self.folder / f"cache-{name}")
         return found
 
 
