@@ -324,6 +324,16 @@ def test_out_of_memory_names_what_to_lower(cut, capsys, monkeypatch, fail):
     assert cut.comes_to_the_same_end()
 
 
+def test_killed_before_the_last_checkpoint_was_named_the_best(cut):
+    """The run is finished, so that nothing trains any more that would name it."""
+    best, last = (cut.path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    assert best.samefile(last)
+    best.unlink()
+    (cut.path / "checkpoints" / "previous.ckpt").rename(best)
+    assert train.main(["--resume", str(cut.path)]) == 0
+    assert best.samefile(last)
+
+
 # ---------------------------------------------------------------- changed options
 
 
