@@ -36,6 +36,11 @@ BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/python -m lm.bench $$bench --insert docs/performance.md || exit; done
 
+# docs/reliability.md: kills, damaged files, precisions; 40 minutes.
+reliability: .venv/ready-test
+	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads; do \
+	  $(BIN)/python -m lm.document docs/reliability.md python -m tests.$$words || exit; done
+
 lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +55,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results paper performance lint
+.PHONY: train test results paper performance reliability lint

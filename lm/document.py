@@ -1,10 +1,17 @@
-"""What commands print goes into documents between marks, so that no figure is typed by hand."""
+"""What commands print goes into documents between marks, so that no figure is typed by hand.
+
+    python -m lm.document FILE python -m tests.fuzz --minutes 10
+
+runs a command that has no --insert of its own. The marks are named as the command is, without what HTML has no place
+for in a comment: `tests.fuzz minutes 10`.
+"""
 
 import contextlib
 import io
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +81,32 @@ def command_line(module: str, words: list[str]) -> str:
     """The command as a user types it, without its own --insert."""
     kept = [word for i, word in enumerate(words) if word != "--insert" and words[i - 1 : i] != ["--insert"]]
     return shlex.join(["python", "-m", module, *kept])
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run a command and insert what it prints. Returns its exit code; one that fails leaves the document alone."""
+    words = sys.argv[1:] if words is None else words
+    try:
+        if len(words) < 2:
+            raise UserError("usage: python -m lm.document FILE COMMAND ...")
+        path, command = Path(words[0]), words[1:]
+        shown = shlex.join(command)
+        mark = shown.removeprefix("python -m ").replace("--", "")
+        halves(path, mark)
+        lines = []
+        actual = [sys.executable, *command[1:]] if command[0] == "python" else command
+        with subprocess.Popen(actual, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line)
+        if process.returncode == 0:
+            insert(path, mark, f"$ {shown}\n{''.join(lines)}")
+        return process.returncode
+    except (UserError, OSError) as error:
+        print(f"lm.document: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

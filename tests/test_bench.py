@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from lm import document
 from lm.bench import cell, length, measure, numerics, peers, sample, train
 from lm.bench.__main__ import COMMANDS, finite, main
 from lm.mixers.mingru import MinGRU
@@ -258,7 +259,7 @@ def test_timing_takes_turns():
         times = measure.in_turns(calls, 3, torch.device("cpu"))
     finally:
         measure.FLOOR = floor
-    assert "".join(order).endswith("ababab") and [len(t) for t in times.values()] == [3, 3]
+    assert "".join(order).endswith("abbaab") and [len(t) for t in times.values()] == [3, 3]
 
 
 def test_starvation_is_reported(monkeypatch, capsys):
@@ -321,6 +322,19 @@ def test_busy(bench):
     rows = by_name(result["results"][0]["rows"])
     assert rows["ours, portable"]["ratio"] > 0 and len(rows["ours, portable"]["busy"]) == 2
     assert "one core busy" in out
+
+
+def test_what_a_command_prints_goes_into_a_document(tmp_path, capfd):
+    path = tmp_path / "a.md"
+    path.write_text("before\n<!-- lm.bench parameters help: begin -->\n<!-- lm.bench parameters help: end -->\nafter\n")
+    assert document.main([str(path), *"python -m lm.bench parameters --help".split()]) == 0
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "$ python -m lm.bench parameters --help\nusage:" in text and "usage:" in capfd.readouterr().out
+    for words in ([], [str(path)], [str(path), "true"], [str(tmp_path / "b.md"), "true"]):
+        assert document.main(words) == 2 and path.read_text() == text
+    path.write_text("<!-- false: begin -->\nold\n<!-- false: end -->\n")
+    assert document.main([str(path), "false"]) == 1 and "old" in path.read_text()
 
 
 def test_a_table_goes_into_a_document(bench, tmp_path):
