@@ -70,7 +70,7 @@ class Recorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "seconds": self.task.clock.seconds,
-            "loss_sum": self.task.trainer.strategy.all_gather(self.loss_sum).cpu(),  # one of each process
+            "loss_sum": self._everyones_loss_sum().cpu(),
             "loss_count": self.loss_count,
             "last_row": self.last_row,
             "latest": self.latest,
@@ -78,6 +78,14 @@ class Recorder(Callback):
             "best_step": self.best_step,
             "sizes": self.run.settle() if self.task.global_rank == 0 else {},
         }
+
+    def _everyones_loss_sum(self) -> torch.Tensor:
+        """One of each process, (world size,), or the only one, ()."""
+        if self.task.trainer.world_size == 1:
+            return self.loss_sum
+        sums = [torch.zeros_like(self.loss_sum) for _ in range(self.task.trainer.world_size)]
+        torch.distributed.all_gather(sums, self.loss_sum)
+        return torch.stack(sums)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.resumed_seconds = state["seconds"]

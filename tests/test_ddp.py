@@ -101,7 +101,8 @@ def test_ctrl_c_stops_both_after_the_same_step(run_train, tmp_path, corpus):
     assert "interrupted after" in finish(process, 130)
     argv = ["--resume", str(tmp_path / "stopped")]
     finish(subprocess.Popen([sys.executable, "train.py", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True))
-    finish(start("whole", tmp_path, corpus, *options, *TWO))
+    screen = finish(start("whole", tmp_path, corpus, *options, *TWO))
+    assert "deprecated" not in screen and "Warning" not in screen, screen
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
 
