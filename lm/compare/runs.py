@@ -36,6 +36,8 @@ Stamp = tuple[tuple[int, int], ...]
 
 @dataclass
 class Sample:
+    """What a run wrote when it was so far; the prompt is part of it."""
+
     step: int
     text: str
 

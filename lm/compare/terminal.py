@@ -33,6 +33,7 @@ def short(value: float) -> str:
 
 
 def loss(value: float) -> str:
+    """Four decimals, in whatever unit; a dash for what is not finite."""
     return f"{value:.4f}" if math.isfinite(value) else "-"
 
 
