@@ -147,9 +147,8 @@ class Run:
         if self._lock is not None:
             return
         with writing(self.path / LOCK):
-            number = os.open(
-                self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            )  # no link, no pipe
+            no_link_no_pipe = os.O_NOFOLLOW | os.O_NONBLOCK
+            number = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | no_link_no_pipe, 0o644)
             file = os.fdopen(number, "r+")
         for _ in range(20):
             try:
