@@ -77,8 +77,15 @@ def check(options: Any) -> None:
     for name, holds, text in (*ranges, *rules):
         if not holds:
             raise UserError(f"--{name} must be {text}, not {getattr(options, name)!r}")
+    for name in ("save_state", "load_state", "out"):
+        if getattr(options, name) == "":
+            raise UserError(f"--{name} needs the name of a file")
     if options.save_state and not Path(options.save_state).parent.is_dir():
         raise UserError(f"--save_state {options.save_state}: there is no folder {Path(options.save_state).parent}")
+    if options.save_state and Path(options.save_state).is_dir():
+        raise UserError(f"--save_state {options.save_state}: this is a folder; a file is expected")
+    if options.prompt == options.score == "-":
+        raise UserError("--prompt and --score cannot both be -: stdin is read once")
 
 
 def read_argument(text: str) -> str:
@@ -175,6 +182,8 @@ def main(argv: list[str] | None = None) -> int:
         return run(options)
     except UserError as error:
         parser.error(str(error))
+    except MemoryError:
+        parser.error("out of memory: lower --samples")
     except (KeyboardInterrupt, BrokenPipeError):
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
@@ -213,10 +222,17 @@ def write(session: "Session", options: Any, about: str) -> int:
     from lm.interactive import Interrupts
 
     session.read(options.prompt)
-    print(about, file=sys.stderr)
+    several = len(session.positions)
+    if several > 1 and options.chars == 0 and not options.json:
+        raise UserError(f"the state holds {several} samples: --chars must then be above 0 without --json")
+    if options.samples and several not in (1, options.samples):
+        raise UserError(f"the state holds {several} samples: --samples cannot be {options.samples}")
     interrupted = False
-    if options.samples != 0:
+    if options.samples == 0:
+        print(about, file=sys.stderr)
+    else:
         output = Output(options.out)
+        print(about, file=sys.stderr)
         writer = JsonWriter(output) if options.json else TextWriter(output, options.prompt or "")
         with Interrupts() as asked:
             for pieces in session.write(options.samples, options.json, asked):

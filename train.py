@@ -80,7 +80,8 @@ def go_on(run: "Run", argv: list[str]) -> int:
     allowed = "--allow_changes" in argv
     changed = changes(saved_config, config, allowed, run)
     corpus = load(config.data)
-    before, now = run.corpus(), corpus.digest
+    saved = run.newest_checkpoint()
+    before, now = (saved.corpus if saved else "") or run.corpus(), corpus.digest
     if not run.fits(corpus.tokenizer):
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
     if before not in ("", now):
@@ -90,9 +91,13 @@ def go_on(run: "Run", argv: list[str]) -> int:
                 "put that back, start a new run, or accept that with --allow_changes"
             )
         changed["text of data.corpus"] = [before, now]
-    saved = run.newest_checkpoint()
     if saved and used_up(config, saved):
-        run.keep_best(saved.step, saved.best_step)  # a crash may have come between the two names
+        if any(name.startswith("trainer.max_") for name in changed):
+            raise UserError(
+                f"{run.path} is at step {saved.step} already, after {saved.seconds:.0f} s: "
+                "give a larger --trainer.max_steps or --trainer.max_minutes"
+            )
+        run.keep_best(saved)  # a crash may have come between the two names
         run.update_summary(status="finished")
         say(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
         return 0

@@ -29,6 +29,8 @@ def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
         UserError: it has no such lines, or cannot be read or written.
     """
     before, after = halves(path, mark)
+    if f"<!-- {mark}: " in text:
+        raise UserError(f"--insert: the text for {path} has the mark <!-- {mark} itself")
     begin, end = (f"{fence}text\n", f"{fence}\n") if fence else ("\n", "\n")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # what else the document says is not to be lost
     try:
@@ -44,9 +46,10 @@ def halves(path: Path, mark: str) -> tuple[str, str]:
     begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
     try:
         before, rest = read_text(path).split(begin)
-        return before + begin, end + rest.split(end)[1]
-    except (ValueError, IndexError):
-        raise UserError(f"--insert: {path} needs a line {begin.strip()} and a line {end} after it") from None
+        _, after = rest.split(end)
+        return before + begin, end + after
+    except ValueError:
+        raise UserError(f"--insert: {path} needs one line {begin.strip()} and one {end} after it") from None
 
 
 @contextlib.contextmanager
@@ -95,7 +98,7 @@ def main(words: list[str] | None = None) -> int:
         halves(path, mark)
         lines = []
         actual = [sys.executable, *command[1:]] if command[0] == "python" else command
-        with subprocess.Popen(actual, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(actual, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as process:
             assert process.stdout
             for line in process.stdout:
                 print(line, end="", flush=True)

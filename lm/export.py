@@ -172,9 +172,10 @@ def card(about: dict[str, Any]) -> str:
     if about.get("weights") != "float32" and losses:
         lines += ["- the losses are those of the float32 weights that these were rounded from"]
     if environment:
-        words = environment.get("command", [])
-        command = shlex.join(["python", *words])
-        packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
+        words, versions = environment.get("command"), environment.get("packages")
+        command = shlex.join(["python", *map(str, words if isinstance(words, list) else [])])
+        versions = versions if isinstance(versions, dict) else {}
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
         lines += [f"- trained by `{command}` on {environment.get('cores')} cores ({environment.get('processor')})"]
         lines += [f"- with Python {environment.get('python')}, {packages}"]
     lines += ["", "This file was written by `python -m lm.export`. Use the folder where a run is asked for:", ""]

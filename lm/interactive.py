@@ -104,8 +104,6 @@ class Session:
         """Continue every text, or one text `samples` times; they stay where they end."""
         if samples and len(self.positions) == 1:
             self.positions *= samples
-        if samples and len(self.positions) != samples:
-            raise UserError(f"the state holds {len(self.positions)} samples: --samples cannot be {samples}")
         decoder = Decoder(self.engine, self.positions, self.seed)
         arguments = self.chars, self.options, self.stops, log_probabilities, interrupted
         for pieces in write(decoder, self.tokenizer, *arguments):
@@ -116,6 +114,8 @@ class Session:
 
     def score(self, texts: Iterable[str]) -> tuple[int, float, int]:
         """Read a text in pieces: characters scored, the sum of their log-probabilities, how many were unknown."""
+        if len(self.positions) > 1:
+            raise UserError(f"--score needs a state of one sample, this one holds {len(self.positions)}")
         count, total, unknown = 0, 0.0, 0
         position = self.positions[0] if self.positions else None
         for text in texts:
@@ -136,6 +136,12 @@ class Session:
         """The positions of all texts into a state file."""
         state.save(path, self.positions, self.seed, self.model_hash())
 
+    def keep_first(self) -> None:
+        """Of several texts go on with one, and say so."""
+        if len(self.positions) > 1:
+            self.positions = self.positions[:1]
+            print("the state holds several samples; this is the first", file=sys.stderr)
+
     def load(self, path: Path) -> None:
         self.positions, self.seed = state.load(path, self.model, self.model_hash())
 
@@ -153,6 +159,7 @@ HELP = r"""Type some text: it is read, without the end of the line, and then con
 
 def interact(session: Session, prompt: str) -> int:
     """Read lines from stdin and write how they go on, until there are no more. Text alone goes to stdout."""
+    session.keep_first()
     first = list(session.positions)
     if prompt:
         session.read(prompt)
@@ -219,17 +226,19 @@ def _command(session: Session, first: list[Position], line: str) -> None:
 
 
 def _file_command(session: Session, name: str, value: str) -> None:
-    words = shlex.split(value)
-    if len(words) != 1:
-        raise UserError(f"/{name} needs the name of a file")
+    try:
+        (word,) = shlex.split(value)
+        path = Path(word).expanduser()
+    except (ValueError, RuntimeError):  # a quote left open, no word or several; no such user
+        raise UserError(f"/{name} needs the name of a file, not {value!r}") from None
+    if "\0" in word:
+        raise UserError(f"/{name} needs the name of a file, not {value!r}")
     if name == "save":
         session.read(None)
-        session.save(Path(words[0]).expanduser())
+        session.save(path)
     else:
-        session.load(Path(words[0]).expanduser())
-        if len(session.positions) != 1:
-            session.positions = session.positions[:1]
-            print("the file holds several samples; this is the first", file=sys.stderr)
+        session.load(path)
+        session.keep_first()
     print(f"/{name}: done", file=sys.stderr)
 
 

@@ -69,6 +69,8 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+        self.corpus_digest = ""
+        """of the text that is trained on, once it is known"""
 
     @property
     def taken(self) -> bool:
@@ -91,6 +93,7 @@ class Run:
         self.lock()
         if self.taken:
             raise UserError(f"{self.path} exists already; choose another --name, or go on with --resume")
+        self.corpus_digest = corpus
         self._fill(config, tokenizer, environment(corpus), None)
 
     def resume(
@@ -110,9 +113,11 @@ class Run:
         self.lock()
         if saved is not None and saved.path.name != "last.ckpt":
             self._put_back(saved.path)
+        self.corpus_digest = corpus
         history = self._json("environment.json") or environment(corpus)
         now = {"step": saved.step if saved else 0, "changed": changed, **environment(corpus)}
-        history["resumed"] = [*history.get("resumed", []), now]
+        resumed = history.get("resumed")
+        history["resumed"] = [*(resumed if isinstance(resumed, list) else []), now]
         self._fill(config, tokenizer, history, saved)
 
     def _fill(self, config: Config, tokenizer: CharTokenizer, history: dict[str, Any], saved: "Saved | None") -> None:
@@ -226,10 +231,10 @@ class Run:
             raise UserError(f"{problems[0]}; no whole checkpoint is left here: start a new run")
         return None
 
-    def keep_best(self, step: int, best_step: int) -> None:
-        """Name the newest checkpoint, of this step, the best, if it is."""
-        if 0 < best_step == step:
-            alias(self.checkpoints / "last.ckpt", "best.ckpt")
+    def keep_best(self, saved: "Saved") -> None:
+        """Name the newest checkpoint the best, if it is."""
+        if saved.path.name == "last.ckpt" and 0 < saved.best_step == saved.step:
+            alias(saved.path, "best.ckpt")
 
     def write(self, name: str, text: str | bytes) -> None:
         """Replace a file of the folder, whole or not at all."""
@@ -253,8 +258,8 @@ class Run:
         history = self._json("environment.json")
         resumed = history.get("resumed")
         entries = [history, *(resumed if isinstance(resumed, list) else [])]
-        known = [str(entry["corpus"]) for entry in entries if isinstance(entry, dict) and entry.get("corpus")]
-        return known[-1] if known else ""
+        known = [entry.get("corpus") for entry in entries if isinstance(entry, dict)]
+        return next((digest for digest in reversed(known) if isinstance(digest, str) and digest), "")
 
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add a row to metrics.csv with one write, so that a reader or a crash sees whole rows."""
@@ -320,8 +325,8 @@ def _csv_row(cells: Mapping[str, object]) -> str:
 
 @dataclass
 class Saved:
-    """What a checkpoint says of its run: the step, the seconds of training, the sizes of the files that grow, and the
-    step that was best so far.
+    """What a checkpoint says of its run: the step, the seconds of training, the sizes of the files that grow, the step
+    that was best so far, the digest of the text.
     """
 
     path: Path
@@ -329,6 +334,7 @@ class Saved:
     seconds: float
     sizes: dict[str, int]
     best_step: int
+    corpus: str = ""
 
     @classmethod
     def read(cls, path: Path) -> "Saved":
@@ -343,7 +349,9 @@ class Saved:
         if not whole or not isinstance(step, int):
             raise UserError(f"{path}: not a checkpoint that training can go on from")
         sizes = {name: recorder["sizes"][name] for name in APPENDED}
-        return cls(path, step, recorder["seconds"], sizes, recorder["best_step"])
+        corpus = recorder.get("corpus")
+        digest = corpus if isinstance(corpus, str) else ""
+        return cls(path, step, recorder["seconds"], sizes, recorder["best_step"], digest)
 
 
 def abandoned(folder: Path) -> bool:

@@ -50,7 +50,7 @@ def save(path: Path, positions: Sequence[Position], seed: int, model_hash: str) 
     tensors["logits"] = torch.stack([torch.from_numpy(p.logits) for p in positions])
     tensors["drawn"] = torch.tensor([p.drawn for p in positions])
     metadata = {"format": FORMAT, "version": str(VERSION), "model": model_hash, "seed": str(seed)}
-    metadata["sha256"] = _digest(hashlib.sha256(), tensors)
+    metadata["sha256"] = _digest(hashlib.sha256(str(seed).encode()), tensors)
     with replacing(path) as file:
         file.write(to_bytes(tensors, metadata))
 
@@ -61,13 +61,15 @@ def load(path: Path, model: LanguageModel, model_hash: str) -> tuple[list[Positi
     Raises:
         UserError: the file is missing, damaged, no state file, or the state of another model.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a plain file, so not a state file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check(path, metadata, model_hash)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         seed = int(metadata["seed"])
-        if metadata["sha256"] != _digest(hashlib.sha256(), tensors):
+        if metadata["sha256"] != _digest(hashlib.sha256(str(seed).encode()), tensors):
             raise ValueError("its content is not what was written")
     except FileNotFoundError:
         raise UserError(f"no state file {path}") from None

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from tqdm import tqdm
 
 from lm.config import COPYING, UserError
-from lm.run import Run, read_checkpoint, save_atomically
+from lm.run import Run, alias, read_checkpoint, save_atomically
 from lm.sampling import generate
 from lm.task import Task
 from lm.tokenizer import CharTokenizer
@@ -76,6 +76,7 @@ class Recorder(Callback):
             "latest": self.latest,
             "best": self.best,
             "best_step": self.best_step,
+            "corpus": self.run.corpus_digest,
             "sizes": self.run.settle() if self.task.global_rank == 0 else {},
         }
 
@@ -89,7 +90,7 @@ class Recorder(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.resumed_seconds = state["seconds"]
-        vars(self).update({name: value for name, value in state.items() if name not in ("seconds", "sizes")})
+        vars(self).update({name: value for name, value in state.items() if name not in ("seconds", "corpus", "sizes")})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Task)
@@ -271,8 +272,8 @@ class Checkpoints(Callback):
 
     def _keep_best(self, trainer: pl.Trainer) -> None:
         """Name the checkpoint of this step the best, if it is."""
-        if trainer.is_global_zero:
-            self.recorder.run.keep_best(trainer.global_step, self.recorder.best_step)
+        if trainer.is_global_zero and 0 < self.recorder.best_step == trainer.global_step:
+            alias(self.folder / "last.ckpt", "best.ckpt")
 
 
 class AtomicCheckpointIO(CheckpointIO):

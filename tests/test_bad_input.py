@@ -305,7 +305,7 @@ REFUSED = [
     ("compare", "{w}/runs --png {w}/corpus.txt/a.png", "cannot write {w}/corpus.txt/a.png: Not a directory"),
     ("compare", "{w}/runs --json {w}/loop/a", "cannot write {w}/loop/a: Too many levels"),
     ("compare", "{w}/runs --csv {w}/" + "a" * 300, "File name too long"),
-    ("compare", "{w}/runs --insert {w}/corpus.txt", "needs a line <!-- results: begin -->"),
+    ("compare", "{w}/runs --insert {w}/corpus.txt", "needs one line <!-- results: begin -->"),
     ("compare", "{w}/runs --insert {w}/latin1.txt", "byte 0xe9 at position 11"),
     ("compare", "{w}/runs --htm a", "did you mean --html?"),
     # lm.evaluate, lm.export, lm.sweep

@@ -333,6 +333,9 @@ def test_what_a_command_prints_goes_into_a_document(tmp_path, capfd):
     assert "$ python -m lm.bench parameters --help\nusage:" in text and "usage:" in capfd.readouterr().out
     for words in ([], [str(path)], [str(path), "true"], [str(tmp_path / "b.md"), "true"]):
         assert document.main(words) == 2 and path.read_text() == text
+    for twice in ("<!-- true: begin -->\n<!-- true: end -->\nsee <!-- true: end --> above\ntail\n", text * 2):
+        path.write_text(twice)
+        assert document.main([str(path), "true"]) == 2 and path.read_text() == twice
     path.write_text("<!-- false: begin -->\nold\n<!-- false: end -->\n")
     assert document.main([str(path), "false"]) == 1 and "old" in path.read_text()
 
@@ -352,4 +355,4 @@ def test_a_document_without_marks_is_refused_before_measuring(tmp_path, capsys):
         main(["parameters", "--insert", str(tmp_path / "a.md")])
     assert exit.value.code == 2
     out, err = capsys.readouterr()
-    assert "needs a line <!-- bench parameters: begin -->" in err and not out
+    assert "needs one line <!-- bench parameters: begin -->" in err and not out

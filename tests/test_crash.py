@@ -137,13 +137,14 @@ def test_rows_lost_for_good_do_not_lose_the_training(cut, capsys):
         lambda path: lengthen(path / "samples.jsonl", '{"step": 24, "te'),
         lambda path: (path / "summary.json").write_text(""),
         lambda path: (path / "environment.json").write_text("{"),
+        lambda path: (path / "environment.json").write_text('{"corpus": 7, "resumed": 5}'),
         lambda path: (path / "tokenizer.json").unlink(),
         lambda path: (path / ".lock").unlink(),
         lambda path: (path / "checkpoints" / ".last.ckpt.part").write_bytes(b"PK"),
         lambda path: (path / "checkpoints" / "best.ckpt").unlink(),
         lambda path: (path / "checkpoints" / "previous.ckpt").write_bytes(b""),
     ],
-    ids=["row", "sample", "summary", "environment", "tokenizer", "lock", "part", "best", "previous"],
+    ids=["row", "sample", "summary", "environment", "strange environment", "tokenizer", "lock", "part", "best", "previous"],
 )
 def test_what_a_crash_leaves_half_made_is_made_whole(cut, damage):
     damage(cut.path)
@@ -334,6 +335,24 @@ def test_killed_before_the_last_checkpoint_was_named_the_best(cut):
     assert best.samefile(last)
 
 
+def test_a_damaged_checkpoint_is_not_named_the_best_of_a_finished_run(cut, capsys):
+    best, last = (cut.path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    whole = best.read_bytes()
+    best.unlink()
+    best.write_bytes(whole)
+    shorten(last, 0.5)
+    assert train.main(["--resume", str(cut.path), "--trainer.max_steps", "12"]) == 2  # as far as previous.ckpt is
+    assert best.read_bytes() == whole and "is at step 12 already" in capsys.readouterr().err
+    assert cut.comes_to_the_same_end()
+
+
+def test_a_budget_that_is_used_up_already_is_refused(cut, capsys):
+    assert train.main(["--resume", str(cut.path), "--trainer.max_steps", "5"]) == 2
+    error = capsys.readouterr().err
+    assert "is at step 18 already" in error and "larger" in error and error.count("\n") == 1
+    assert Run(cut.path).config().trainer.max_steps == 18
+
+
 # ---------------------------------------------------------------- changed options
 
 
@@ -361,6 +380,7 @@ def test_a_corpus_that_was_edited_is_refused(cut, capsys):
     text = corpus.read_text(encoding="utf-8")
     try:
         corpus.write_text(text.replace("the", "eht"), encoding="utf-8")
+        (cut.path / "environment.json").write_text("{")  # the checkpoint knows as well
         assert cut.resume() == 2
         error = capsys.readouterr().err
         assert "is no longer the text that" in error and "--allow_changes" in error and error.count("\n") == 1

@@ -1,6 +1,7 @@
 """State files: going on as if never interrupted, for every mixer; what is refused."""
 
 import hashlib
+import os
 
 import pytest
 import torch
@@ -85,6 +86,14 @@ def test_a_flipped_bit_is_noticed(saved):
     refused(path, model, "its content is not what was written")
 
 
+def test_another_seed_is_noticed_and_a_pipe_refused(saved, tmp_path):
+    path, model = saved
+    path.write_bytes(path.read_bytes().replace(str(2**64 - 1).encode(), str(2**64 - 2).encode()))
+    refused(path, model, "its content is not what was written")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", model, "not a plain file")
+
+
 def test_garbage_is_refused(saved):
     path, model = saved
     tensors = load_file(path)
@@ -92,7 +101,9 @@ def test_garbage_is_refused(saved):
     def write(tensors, **changes):
         """As somebody would who knows the format."""
         described = {"format": state.FORMAT, "version": "1", "model": HASH, "seed": "1"}
-        save_file(tensors, path, described | {"sha256": state._digest(hashlib.sha256(), tensors)} | changes)
+        described |= changes
+        digest = state._digest(hashlib.sha256(described["seed"].encode()), tensors)
+        save_file(tensors, path, described | {"sha256": digest})
 
     write(tensors)
     assert len(state.load(path, model, HASH)[0]) == 2
