@@ -64,6 +64,7 @@ def check(options: Any) -> None:
     rules = (
         ("chars", options.chars > 0 or options.json or not several, "above 0 for several samples without --json"),
         ("samples", options.samples is None or options.samples >= 0, "at least 0"),
+        ("samples", (options.samples or 0) <= 1_000_000, "at most 1,000,000"),
         ("samples", options.samples != 0 or options.save_state, "at least 1 without --save_state"),
         ("samples", not (options.interactive or options.score) or not several, "1 with --interactive or --score"),
         ("stop", "" not in (options.stop or ()), "some text"),

@@ -144,7 +144,18 @@ def test_rows_lost_for_good_do_not_lose_the_training(cut, capsys):
         lambda path: (path / "checkpoints" / "best.ckpt").unlink(),
         lambda path: (path / "checkpoints" / "previous.ckpt").write_bytes(b""),
     ],
-    ids=["row", "sample", "summary", "environment", "strange environment", "tokenizer", "lock", "part", "best", "previous"],
+    ids=[
+        "row",
+        "sample",
+        "summary",
+        "environment",
+        "strange environment",
+        "tokenizer",
+        "lock",
+        "part",
+        "best",
+        "previous",
+    ],
 )
 def test_what_a_crash_leaves_half_made_is_made_whole(cut, damage):
     damage(cut.path)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import generate
 from lm import evaluate, load
 from lm.config import UserError
-from lm.export import FORMAT, export, main
+from lm.export import FORMAT, card, export, main
 from lm.run import read_checkpoint
 
 
@@ -65,9 +65,9 @@ def test_the_commands_take_a_folder(run, exported, capsys):
 
 def test_the_card_says_where_it_comes_from(run, exported):
     summary = json.loads((run / "summary.json").read_text())
-    card = (exported / "README.md").read_text(encoding="utf-8")
-    assert f"windowed loss {summary['best']['val/loss']:.4f} nats" in card
-    assert f"{summary['parameters']:,} parameters" in card and "trained by `python " in card
+    text = (exported / "README.md").read_text(encoding="utf-8")
+    assert f"windowed loss {summary['best']['val/loss']:.4f} nats" in text
+    assert f"{summary['parameters']:,} parameters" in text and "trained by `python " in text
     with safe_open(exported / "model.safetensors", "pt") as file:
         metadata = file.metadata()
     about = json.loads(metadata["about"])
@@ -140,3 +140,8 @@ def test_a_folder_that_is_not_whole_is_refused(exported, name):
         (exported / name).write_bytes(b"\xff\x00: [")
         with pytest.raises(UserError, match=name):
             load(exported)
+
+
+@pytest.mark.parametrize("environment", [{"command": ["x", 2]}, {"command": 5, "packages": []}, {"packages": "s"}])
+def test_the_card_bears_a_strangers_environment(environment):
+    assert "No file here holds code" in card({"environment": environment})

@@ -351,6 +351,11 @@ BAD = {
     ("--load_state", "/none/x"): "no state file /none/x",
     ("--chars", "1", "--save_state", "/none/x"): "--save_state /none/x: there is no folder /none",
     ("--score", ""): "--score must be some text",
+    ("--prompt", "-", "--score", "-"): "stdin is read once",
+    ("--save_state", "/"): "--save_state /: this is a folder",
+    ("--save_state", ""): "--save_state needs the name of a file",
+    ("--out", ""): "--out needs the name of a file",
+    ("--samples", "999999999999"): "--samples must be at most 1,000,000",
     ("--weights", "int3"): "int3",
     ("--chars", "many"): "chars: expected a whole number, not many",
     ("--stop", ""): "--stop must be some text",
@@ -364,7 +369,32 @@ def test_a_mistake_gets_one_line(run, options, capsys):
         generate.main([run, *options])
     captured = capsys.readouterr()
     assert exit.value.code == 2 and captured.out == ""
-    assert captured.err.splitlines()[-1].count(BAD[options]) == 1
+    assert captured.err.count(BAD[options]) == 1 and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--chars", "0"), "the state holds 3 samples: --chars must then be above 0"),
+        (("--samples", "2"), "the state holds 3 samples: --samples cannot be 2"),
+        (("--score", "hello"), "--score needs a state of one sample, this one holds 3"),
+    ],
+)
+def test_a_state_of_several_samples_is_not_for_everything(run, capsys, tmp_path, options, message):
+    write(capsys, run, "--prompt", "First", "--samples", "3", "--chars", "5", "--save_state", str(tmp_path / "s"))
+    with pytest.raises(SystemExit):
+        generate.main([run, "--load_state", str(tmp_path / "s"), *options])
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_a_session_outlives_odd_names_and_a_state_of_several_samples(run, capsys, tmp_path, monkeypatch):
+    write(capsys, run, "--prompt", "First", "--samples", "3", "--chars", "5", "--save_state", str(tmp_path / "s"))
+    monkeypatch.setattr("sys.stdin", io.StringIO('/save "abc\n/save ~nouser/x\n/save a\0b\n/load a b\nFirst\n'))
+    assert generate.main([run, "--load_state", str(tmp_path / "s"), "--interactive", "--chars", "9"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("needs the name of a file") == 4 and "this is the first" in captured.err
+    assert len(captured.out) == 10
 
 
 def test_a_missing_run_gets_one_line(tmp_path, capsys):
