@@ -228,12 +228,10 @@ def write(session: "Session", options: Any, about: str) -> int:
         raise UserError(f"the state holds {several} samples: --chars must then be above 0 without --json")
     if options.samples and several not in (1, options.samples):
         raise UserError(f"the state holds {several} samples: --samples cannot be {options.samples}")
+    output = Output(options.out if options.samples != 0 else None)
+    print(about, file=sys.stderr)
     interrupted = False
-    if options.samples == 0:
-        print(about, file=sys.stderr)
-    else:
-        output = Output(options.out)
-        print(about, file=sys.stderr)
+    if options.samples != 0:
         writer = JsonWriter(output) if options.json else TextWriter(output, options.prompt or "")
         with Interrupts() as asked:
             for pieces in session.write(options.samples, options.json, asked):

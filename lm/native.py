@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -110,8 +111,9 @@ def _cache_folder() -> Path:
 def _compile(command: list[str], path: Path) -> None:
     """Compile under a name of our own and rename: whoever else builds the same file never sees half of it."""
     for left in path.parent.glob("*.part"):  # by one that was killed
-        if time.time() - left.stat().st_mtime > 600:
-            left.unlink(missing_ok=True)
+        with suppress(OSError):  # another process may rename or remove it at this moment
+            if time.time() - left.stat().st_mtime > 600:
+                left.unlink()
     handle, name = tempfile.mkstemp(suffix=".part", dir=path.parent)
     try:
         done = subprocess.run([*command, "-o", name], capture_output=True, text=True)

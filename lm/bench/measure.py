@@ -102,7 +102,7 @@ def in_turns(
     names = list(calls)
     for turn in range(repeat):
         gc.collect()
-        first = turn % len(names)
+        first = turn % max(1, len(names))
         for name in names[first:] + names[:first]:
             times[name].append(seconds(calls[name], device, often[name]))
     if not starved:

@@ -252,6 +252,7 @@ def run(arguments: SimpleNamespace) -> Row:
 
 
 def report_peers(arguments: SimpleNamespace) -> list[Row]:
+    """Print and return the table of each width."""
     rows: list[Row] = []
     for width in arguments.widths:
         rows += (these := compare(width, arguments))
@@ -262,6 +263,7 @@ def report_peers(arguments: SimpleNamespace) -> list[Row]:
 
 
 def report_batch(arguments: SimpleNamespace) -> list[Row]:
+    """Print and return the table of many samples over one."""
     rows = []
     for weights in WEIGHTS:
         try:
@@ -275,6 +277,7 @@ def report_batch(arguments: SimpleNamespace) -> list[Row]:
 
 
 def report_length(arguments: SimpleNamespace) -> list[Row]:
+    """Print and return the table of what was generated before."""
     rows: list[Row] = []
     for name in arguments.mixers:
         try:
@@ -291,10 +294,12 @@ REPORTS = {"peers": report_peers, "batch": report_batch, "length": report_length
 
 
 def rate(speeds: list[float]) -> tuple[str, str]:
+    """Median and range, in characters per second."""
     return f"{measure.median(speeds):,.0f}", f"[{min(speeds):,.0f}-{max(speeds):,.0f}]"
 
 
 def peer_row(row: Row) -> tuple[str, ...]:
+    """The cells of one contender."""
     if "skipped" in row:
         return row["name"], row["skipped"]
     ratios = (measure.number(row[key], ".2f" if key == "chain" else ".1f") for key in ("chain", "minlm", "nanogpt"))
@@ -302,6 +307,7 @@ def peer_row(row: Row) -> tuple[str, ...]:
 
 
 def batch_row(row: Row) -> tuple[str, ...]:
+    """The cells of one kind of weights."""
     if "skipped" in row:
         return row["name"], row["skipped"]
     limits = f"{row['flops_per_second'] / 1e9:.0f}", f"{row['of_sgemm']:.0%}"
@@ -309,6 +315,7 @@ def batch_row(row: Row) -> tuple[str, ...]:
 
 
 def length_row(row: Row) -> tuple[str, ...]:
+    """The cells of one mixer at one length."""
     if "skipped" in row:
         return row["name"], row["skipped"]
     growth = None if row["growth"] is None else row["growth"] / 1e6
