@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lm.run import load as load
+    from lm.runs.load import load
 
 __all__ = ["load"]
 __version__ = "0.1.0"
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`lm.load`, without making every import of a submodule load torch."""
     if name == "load":
-        from lm.run import load
+        from lm.runs.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

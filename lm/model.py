@@ -10,7 +10,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
-from lm.config import ModelConfig, UserError
+from lm.config.options import ModelConfig
+from lm.files import UserError
 from lm.mixers import MIXERS, Mixer, State
 
 ModelState = tuple[State, ...]

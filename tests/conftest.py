@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.commands import train
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share the cores, one each
 settings.register_profile("shared machine", deadline=None, max_examples=50)
@@ -21,7 +23,8 @@ SMALL = (
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A text file with 12,000 characters of Shakespeare."""
-    from lm.corpus import DATA, read_text
+    from lm.corpora.sources import read_text
+    from lm.files import DATA
 
     path = tmp_path / "corpus.txt"
     path.write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
@@ -31,11 +34,10 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_train(tmp_path: Path, corpus: Path):
     """Call train.py's main with small settings; returns the run folder."""
-    import train
 
     def call(name: str, *options: str, code: int = 0) -> Path:
         argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", name, *options]
-        assert train.main(argv) == code
+        assert train(argv) == code
         return tmp_path / name
 
     return call
@@ -44,7 +46,7 @@ def run_train(tmp_path: Path, corpus: Path):
 @pytest.fixture
 def compiler() -> None:
     """Skip what needs a compiler where there is none."""
-    from lm.native import BuildError
+    from lm.native.build import BuildError
     from lm.recurrence import cpu
 
     try:

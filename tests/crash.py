@@ -30,10 +30,12 @@ from typing import Any
 
 import torch
 
-import train
-from lm import native, training
-from lm.corpus import DATA, read_text
-from lm.run import read_checkpoint
+from lm.corpora.sources import read_text
+from lm.files import DATA
+from lm.native import build as native
+from lm.runs.checkpoint import read_checkpoint
+from lm.training import recorder as training
+from tests.commands import train
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +114,7 @@ class Kit:
             os.environ["XDG_CACHE_HOME"] = str(self.folder / f"cache-{name}")
             note_phases(self.phase)
             prepare()
-            os._exit(train.main(argv))
+            os._exit(train(argv))
         finally:
             os._exit(1)
 

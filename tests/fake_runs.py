@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from lm.config import Config, ModelConfig
-from lm.run import AXES, VALUES
+from lm.config.options import Config, ModelConfig
+from lm.runs.metrics import AXES, VALUES
 
 SPEEDS = {"mingru": 2.5, "minlstm": 2.2, "attention": 1.0, "gru": 1.6, "lstm": 1.4, "mamba": 2.3}
 """How fast a made-up mixer learns, in steps."""

@@ -25,17 +25,21 @@ import torch
 import yaml
 
 from lm.compare import table, terminal
-from lm.compare.__main__ import as_csv
+from lm.compare.main import as_csv
 from lm.compare.page import embed, encode, payload
 from lm.compare.runs import Reader
-from lm.config import Config, DataConfig, UserError
-from lm.corpus import load_corpus
-from lm.data import windows
-from lm.evaluate import windowed_loss
-from lm.export import export
+from lm.config.options import Config, DataConfig
+from lm.corpora.batches import windows
+from lm.corpora.corpus import load_corpus
+from lm.corpora.tokenizer import CharTokenizer
+from lm.files import UserError
 from lm.model import LanguageModel
-from lm.run import APPENDED, AXES, VALUES, Run, load_with_config, read_checkpoint
-from lm.tokenizer import CharTokenizer
+from lm.runs.checkpoint import read_checkpoint
+from lm.runs.export import export
+from lm.runs.folder import APPENDED, Run
+from lm.runs.load import load_with_config
+from lm.runs.metrics import AXES, VALUES
+from lm.training.loss import windowed_loss
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import train
-from lm.corpus import DATA, read_text
+from lm.corpora.sources import read_text
+from lm.files import DATA
 from lm.mixers import MIXERS
-from lm.run import Run
+from lm.runs.folder import Run
+from tests.commands import train
 from tests.conftest import SMALL
 
 OPTIONS = "--trainer.max_steps 300 --eval.every 300 --data.batch_size 16 --eval.sample_chars 0".split()
@@ -30,7 +31,7 @@ def final_loss(folder: Path, mixer: str, precision: str, seed: int) -> float:
     argv = [*SMALL, *OPTIONS, "--data.corpus", str(folder / "corpus.txt"), "--runs", str(folder), "--name", name]
     argv += ["--model.mixer", mixer, "--trainer.precision", precision, "--seed", str(seed)]
     with contextlib.redirect_stderr(io.StringIO()) as screen:
-        code = train.main(argv)
+        code = train(argv)
     if code:
         raise SystemExit(f"{name} ended with {code}:\n{screen.getvalue()}")
     return Run(folder / name).summary()["final"]["val/loss"]

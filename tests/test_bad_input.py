@@ -15,21 +15,19 @@ import pytest
 import torch
 import yaml
 
-import generate
-import train
-from lm import evaluate, export, sweep
-from lm.compare.__main__ import main as compare
-from lm.corpus import DATA, read_text
+from lm.corpora.sources import read_text
+from lm.files import DATA
+from tests.commands import compare, evaluate, export, generate, sweep, train
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {
-    "train": train.main,
-    "generate": generate.main,
+    "train": train,
+    "generate": generate,
     "compare": compare,
-    "evaluate": evaluate.main,
-    "export": export.main,
-    "sweep": sweep.main,
+    "evaluate": evaluate,
+    "export": export,
+    "sweep": sweep,
 }
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmnopqrst", "bcdefghijklmnopqrstu", strict=True)
@@ -82,8 +80,8 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     (folder / "corpus.txt").write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
     argv = [*SMALL, "--data.corpus", f"{folder}/corpus.txt", "--runs", f"{folder}/runs", "--name", "good"]
-    assert train.main([*argv, "--trainer.max_steps", "1"]) == 0
-    export.main([f"{folder}/runs/good", f"{folder}/exported"])
+    assert train([*argv, "--trainer.max_steps", "1"]) == 0
+    export([f"{folder}/runs/good", f"{folder}/exported"])
     for name, content in CONFIGS.items():
         (folder / f"{name}.yaml").write_bytes(content)
     for name, content in TEXTS.items():
@@ -417,7 +415,7 @@ def test_a_folder_that_cannot_be_written(world, tmp_path):
 
 
 def write(world: Path, run: str, *options: str) -> None:
-    generate.main([f"{world}/{run}", *options])
+    generate([f"{world}/{run}", *options])
 
 
 def test_accepted_an_empty_prompt_is_the_start_of_a_line(world, capsys):
@@ -437,7 +435,7 @@ def test_accepted_temperature_0_always_takes_the_likeliest(world, capsys):
 
 def test_accepted_a_byte_order_mark_is_dropped_and_line_ends_are_kept(world, tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfmodel:\r\n  width: 64\r\n")
-    from lm.config import parse
+    from lm.config.resolve import parse
 
     assert parse(["--config", str(tmp_path / "c.yaml")])[0].model.width == 64
     (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r")
@@ -452,7 +450,7 @@ def test_accepted_one_line_of_a_gigabyte(tmp_path):
         for _ in range(1000):
             file.write(b"to be or not to be, that is the " * 31_250)
     code = (
-        "import resource, sys, time; from lm.config import DataConfig; from lm.corpus import load_corpus\n"
+        "import resource, sys, time; from lm.config.options import DataConfig; from lm.corpora.corpus import load_corpus\n"
         "for attempt in (1, 2):\n"
         "    start = time.perf_counter(); corpus = load_corpus(DataConfig(corpus=sys.argv[1]))\n"
         "    assert len(corpus.ids) == 10**9 and corpus.tokenizer.decode(corpus.ids[-32:]).startswith('to be')\n"

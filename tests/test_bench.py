@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from lm import document
 from lm.bench import cell, length, measure, numerics, peers, sample, train
-from lm.bench.__main__ import COMMANDS, finite, main
+from lm.bench.main import COMMANDS, finite
 from lm.mixers.mingru import MinGRU
+from tests.commands import bench, document
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def bench(tmp_path, capsys):
     def call(command: str, *options: str):
         path = tmp_path / f"{command}.json"
         where = [] if command in ("parameters", "overhead") else ["--device", "cpu"]
-        main([command, "--quick", "--json", str(path), *where, *options])
+        bench([command, "--quick", "--json", str(path), *where, *options])
         return json.loads(path.read_text()), capsys.readouterr().out
 
     return call
@@ -189,7 +189,7 @@ def test_sample_refuses_what_differs(bench, wrong_steps):
 
 
 def test_a_packed_model_that_differs_is_refused(bench, monkeypatch):
-    from lm.packed import Packed
+    from lm.sampling.packed import Packed
 
     right = Packed.step
     monkeypatch.setattr(Packed, "step", lambda self, ids, state: right(self, (ids + 1) % 65, state))
@@ -295,7 +295,7 @@ def test_backend_is_put_back(monkeypatch):
 )
 def test_mistakes_get_one_line(options, message, capsys):
     with pytest.raises(SystemExit) as exit:
-        main(options.split())
+        bench(options.split())
     error = capsys.readouterr().err
     assert exit.value.code == 2 and message in error and error.count("\n") == 1
 
@@ -309,7 +309,7 @@ def test_help_needs_no_torch():
 def test_every_command_has_its_module_and_its_help(capsys):
     for command in COMMANDS:
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            bench([command, "--help"])
         assert "--json" in capsys.readouterr().out
 
 
@@ -327,17 +327,17 @@ def test_busy(bench):
 def test_what_a_command_prints_goes_into_a_document(tmp_path, capfd):
     path = tmp_path / "a.md"
     path.write_text("before\n<!-- lm.bench parameters help: begin -->\n<!-- lm.bench parameters help: end -->\nafter\n")
-    assert document.main([str(path), *"python -m lm.bench parameters --help".split()]) == 0
+    assert document([str(path), *"python -m lm.bench parameters --help".split()]) == 0
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "$ python -m lm.bench parameters --help\nusage:" in text and "usage:" in capfd.readouterr().out
     for words in ([], [str(path)], [str(path), "true"], [str(tmp_path / "b.md"), "true"]):
-        assert document.main(words) == 2 and path.read_text() == text
+        assert document(words) == 2 and path.read_text() == text
     for twice in ("<!-- true: begin -->\n<!-- true: end -->\nsee <!-- true: end --> above\ntail\n", text * 2):
         path.write_text(twice)
-        assert document.main([str(path), "true"]) == 2 and path.read_text() == twice
+        assert document([str(path), "true"]) == 2 and path.read_text() == twice
     path.write_text("<!-- false: begin -->\nold\n<!-- false: end -->\n")
-    assert document.main([str(path), "false"]) == 1 and "old" in path.read_text()
+    assert document([str(path), "false"]) == 1 and "old" in path.read_text()
 
 
 def test_a_table_goes_into_a_document(bench, tmp_path):
@@ -352,7 +352,7 @@ def test_a_table_goes_into_a_document(bench, tmp_path):
 def test_a_document_without_marks_is_refused_before_measuring(tmp_path, capsys):
     (tmp_path / "a.md").write_text("nothing\n")
     with pytest.raises(SystemExit) as exit:
-        main(["parameters", "--insert", str(tmp_path / "a.md")])
+        bench(["parameters", "--insert", str(tmp_path / "a.md")])
     assert exit.value.code == 2
     out, err = capsys.readouterr()
     assert "needs one line <!-- bench parameters: begin -->" in err and not out

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.compare import table, terminal
-from lm.compare.__main__ import main
 from lm.compare.page import embed, encode, payload, render
 from lm.compare.runs import MARKS, Reader, RunData, Sample, read_run
 from lm.compare.server import Feed, make_server
-from lm.run import AXES, VALUES
+from lm.runs.metrics import AXES, VALUES
+from tests.commands import compare
 from tests.fake_runs import csv_row, fake_run
 
 HEAD = ",".join(AXES + VALUES) + "\n"
@@ -38,7 +38,7 @@ def validations(folder: Path, name: str, losses: dict[int, float], **config: obj
 
 
 def compare_json(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
-    assert main([*argv, "--json", "-"]) == 0
+    assert compare([*argv, "--json", "-"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -87,7 +87,7 @@ def test_terminal_shows_both_tables_the_answer_and_curves(tmp_path, capsys):
     for mixer in ("mingru", "attention"):
         for seed in (1, 2):
             fake_run(tmp_path, f"{mixer}-s{seed}", mixer, seed)
-    assert main([str(tmp_path / "*"), "--text", "--x", "train_seconds"]) == 0
+    assert compare([str(tmp_path / "*"), "--text", "--x", "train_seconds"]) == 0
     out = capsys.readouterr().out
     assert "mingru x2" in out and "±" in out
     assert "times fewer steps than attention" in out
@@ -117,7 +117,7 @@ def test_damaged_rows_are_left_out_and_counted(tmp_path):
 
 def test_losses_that_are_not_numbers_are_reported_and_never_best(tmp_path, capsys):
     path = validations(tmp_path, "a", {10: 2.0, 20: math.nan, 30: math.inf, 40: -math.inf})
-    assert main([str(path), "--text", "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "a.png")]) == 0
+    assert compare([str(path), "--text", "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "a.png")]) == 0
     told = capsys.readouterr()
     assert "val/loss is nan at step 20" in told.err
     assert "2.0000" in told.out
@@ -131,7 +131,7 @@ def test_a_diverged_run_does_not_set_the_target(tmp_path, capsys):
 
 def test_a_run_without_validation_is_shown(tmp_path, capsys):
     fake_run(tmp_path, "a", validations=0, status="running")
-    assert main([str(tmp_path), "--text", "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "a.png")]) == 0
+    assert compare([str(tmp_path), "--text", "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "a.png")]) == 0
     assert "no validation yet" in capsys.readouterr().out
 
 
@@ -139,7 +139,7 @@ def test_a_run_without_validation_is_shown(tmp_path, capsys):
 def test_a_missing_file_costs_only_what_was_in_it(tmp_path, capsys, missing):
     (fake_run(tmp_path, "a") / missing).unlink()
     fake_run(tmp_path, "b", "attention")
-    assert main([str(tmp_path), "--text", "--html", str(tmp_path / "a.html")]) == 0
+    assert compare([str(tmp_path), "--text", "--html", str(tmp_path / "a.html")]) == 0
     assert capsys.readouterr().out.count("\na ") >= 1
 
 
@@ -162,7 +162,7 @@ def test_without_metrics_the_summary_has_the_best_loss(tmp_path, capsys):
 def test_runs_that_are_not_comparable_get_a_warning(tmp_path, capsys, change, warning):
     fake_run(tmp_path, "a")
     fake_run(tmp_path, "b", **change)
-    assert main([str(tmp_path)]) == 0
+    assert compare([str(tmp_path)]) == 0
     assert warning in capsys.readouterr().err
 
 
@@ -171,7 +171,7 @@ def test_other_alphabets_and_machines_get_a_warning(tmp_path, capsys):
         path = fake_run(tmp_path, name)
         (path / "tokenizer.json").write_text(f'"{name}"')
         (path / "environment.json").write_text(json.dumps({"processor": f"processor {name}"}))
-    main([str(tmp_path)])
+    compare([str(tmp_path)])
     told = capsys.readouterr().err
     assert "their alphabets do" in told
     assert "different machines (cpu processor a, cpu processor b)" in told
@@ -180,7 +180,7 @@ def test_other_alphabets_and_machines_get_a_warning(tmp_path, capsys):
 def test_folders_without_a_run_are_named(tmp_path, capsys):
     fake_run(tmp_path, "a")
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "*")]) == 0
+    assert compare([str(tmp_path / "*")]) == 0
     assert f"no run in {tmp_path}/empty" in capsys.readouterr().err
 
 
@@ -188,7 +188,8 @@ def test_two_hundred_runs(tmp_path, capsys):
     for i in range(200):
         fake_run(tmp_path, f"run-{i}", seed=i, rows=30, model={"width": 2 + 2 * (i // 2)})
     assert (
-        main([str(tmp_path), "--text", *(f"--{x}={tmp_path / 'out'}.{x}" for x in ("html", "png", "json", "csv"))]) == 0
+        compare([str(tmp_path), "--text", *(f"--{x}={tmp_path / 'out'}.{x}" for x in ("html", "png", "json", "csv"))])
+        == 0
     )
     assert len(json.loads((tmp_path / "out.json").read_text())["groups"]) == 100
     assert "(66 more)" in capsys.readouterr().out
@@ -266,9 +267,9 @@ def test_a_pipe_in_a_run_folder_is_not_waited_for(tmp_path):
 def test_names_cannot_reach_the_terminal_or_the_spreadsheet(tmp_path, capsys):
     fake_run(tmp_path, "\x1b[2J=1+1\n", rows=20)
     fake_run(tmp_path, "=cmd()", rows=20, model={"width": 64})
-    assert main([str(tmp_path)]) == 0
+    assert compare([str(tmp_path)]) == 0
     assert "\x1b" not in capsys.readouterr().out
-    assert main([str(tmp_path), "--csv", "-"]) == 0
+    assert compare([str(tmp_path), "--csv", "-"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert rows[1]["name"] == "'=cmd()"
     assert float(rows[1]["val/loss"]) > 1
@@ -278,7 +279,7 @@ def test_the_page_holds_nothing_of_a_run_as_markup(tmp_path, capsys):
     name = "<script>alert(1)"
     fake_run(tmp_path, name, text=f"</script>{HOSTILE}<!--", data={"corpus": HOSTILE})
     fake_run(tmp_path, "b", mixer=HOSTILE)
-    assert main([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
+    assert compare([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
     page = (tmp_path / "a.html").read_text()
     assert HOSTILE not in page and name not in page
     data = page.partition('<script id="data" type="application/json">')[2].partition("</script>")[0]
@@ -312,7 +313,7 @@ def unpack(text: str) -> list[float]:
 def test_picture(tmp_path):
     for name in ("$x_{", "_hidden", "plain"):
         fake_run(tmp_path, name, rows=20, model={"width": 2 * len(name)})
-    assert main([str(tmp_path), "--png", str(tmp_path / "a.png")]) == 0
+    assert compare([str(tmp_path), "--png", str(tmp_path / "a.png")]) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -335,7 +336,7 @@ def test_a_mistake_gets_one_line_and_code_2(tmp_path, capsys, argv, message):
     fake_run(tmp_path, "a", rows=20)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit) as stopped:
-        main([word.format(folder=tmp_path) for word in argv])
+        compare([word.format(folder=tmp_path) for word in argv])
     assert stopped.value.code == 2
     told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
     assert len(told) == 1
@@ -346,7 +347,7 @@ def test_no_torch_and_quick(tmp_path):
     for i in range(20):
         fake_run(tmp_path, f"run-{i}", seed=i, rows=5000, validations=20)
     script = (
-        "import sys; from lm.compare.__main__ import main; main(sys.argv[1:]); "
+        "import sys; from lm.compare.__main__ import main; compare(sys.argv[1:]); "
         "assert not {'torch', 'pandas', 'matplotlib', 'plotly'} & set(sys.modules)"
     )
     # 0.7 s on a quiet machine; the bound leaves room for a crowded one
@@ -418,6 +419,6 @@ def test_server_waits_for_the_first_run(tmp_path):
 def test_a_taken_port_is_named(served, capsys):
     folder, port = served
     with pytest.raises(SystemExit) as stopped:
-        main([str(folder), "--serve", "--port", str(port)])
+        compare([str(folder), "--serve", "--port", str(port)])
     assert stopped.value.code == 2
     assert f"cannot serve on port {port}" in capsys.readouterr().err

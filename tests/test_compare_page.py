@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from lm.compare import table
-from lm.compare.__main__ import main
 from lm.compare.page import payload
 from lm.compare.runs import Reader
 from lm.compare.server import Feed, make_server
+from tests.commands import compare
 from tests.fake_runs import csv_row, fake_run
 
 selenium = pytest.importorskip("selenium", reason="the page's tests need selenium: pip install selenium")
@@ -127,7 +127,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data={"column": HOSTILE},
     )
     path = folder.parent / "report.html"
-    assert main([str(folder), "--html", str(path), "--json", str(folder.parent / "report.json")]) == 0
+    assert compare([str(folder), "--html", str(path), "--json", str(folder.parent / "report.json")]) == 0
     return path
 
 
@@ -388,7 +388,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, report, dark, tmp_path):
 def test_twenty_runs_of_five_thousand_rows(browser, tmp_path):
     for i in range(20):
         fake_run(tmp_path, f"run-{i}", seed=i, rows=5000, validations=50, model={"width": 2 + i})
-    assert main([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
+    assert compare([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
     browser.open((tmp_path / "a.html").as_uri())
     milliseconds = browser.js(
         "const at = (n) => performance.getEntriesByName(n)[0].startTime; return at('drawn') - at('start')"
@@ -400,7 +400,7 @@ def test_twenty_runs_of_five_thousand_rows(browser, tmp_path):
 
 def test_no_runs_yet_and_no_validation_yet(browser, tmp_path):
     fake_run(tmp_path, "a", validations=0)
-    assert main([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
+    assert compare([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
     browser.complaints()
     browser.open((tmp_path / "a.html").as_uri())
     assert browser.at("#y").get_attribute("value") == "train/loss" and len(browser.traces()) == 1

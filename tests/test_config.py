@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.config import Config, UserError, from_yaml, parse
+from lm.config.options import Config
+from lm.config.resolve import from_yaml, parse
+from lm.files import UserError
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm.config import parse
-from lm.evaluate import nll
+from lm.config.resolve import parse
 from lm.model import LanguageModel
+from lm.training.loss import nll
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lm.config import COPYING, Config, UserError, parse
-from lm.copying import HELD_OUT, IGNORED, Copying
+from lm.config.options import COPYING, Config
+from lm.config.resolve import parse
+from lm.corpora.copying import HELD_OUT, IGNORED, Copying
+from lm.files import UserError
+from tests.commands import compare, train
 
 PROBLEMS = Copying(context=40, tokens=6, vocabulary=10)
 OPTIONS = (
@@ -62,7 +65,7 @@ def test_impossible_problems_are_refused(options, message, capsys):
 
 def test_a_block_without_mlp_is_its_mixer_alone():
     from lm.model import LanguageModel
-    from lm.packed import pack
+    from lm.sampling.packed import pack
 
     config = Config().model
     config.mlp = "none"
@@ -75,14 +78,12 @@ def test_a_block_without_mlp_is_its_mixer_alone():
 
 
 def test_a_run_resumes_exactly_and_the_other_programs_read_it(run_train, capsys):
-    import train
-    from generate import main as generate
-    from lm.compare.__main__ import main as compare
-    from lm.evaluate import main as evaluate
+    from lm.analysis.evaluate import main as evaluate
+    from lm.sampling.main import main as generate
 
     whole = run_train("whole", *OPTIONS.split(), "--trainer.max_steps", "6")
     half = run_train("half", *OPTIONS.split(), "--trainer.max_steps", "3")
-    assert train.main(["--resume", str(half), "--trainer.max_steps", "6"]) == 0
+    assert train(["--resume", str(half), "--trainer.max_steps", "6"]) == 0
     losses = [[(row["val/loss"], row["val/accuracy"]) for row in rows(run)] for run in (whole, half)]
     assert losses[0][-1] == losses[1][-1]
     last = rows(whole)[-1]

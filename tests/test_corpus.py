@@ -6,8 +6,10 @@ import lzma
 import numpy as np
 import pytest
 
-from lm.config import DataConfig, UserError
-from lm.corpus import find_files, load_corpus, read_text
+from lm.config.options import DataConfig
+from lm.corpora.corpus import load_corpus
+from lm.corpora.sources import find_files, read_text
+from lm.files import UserError
 
 
 @pytest.fixture(autouse=True)

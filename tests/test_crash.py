@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from lm.compare.runs import Reader
-from lm.corpus import DATA, read_text
-from lm.run import Run, read_checkpoint
-from lm.task import Task
+from lm.corpora.sources import read_text
+from lm.files import DATA
+from lm.runs.checkpoint import read_checkpoint
+from lm.runs.folder import Run
+from lm.training.task import Task
+from tests.commands import train
 from tests.conftest import SMALL
 from tests.crash import differences
 
@@ -52,7 +54,7 @@ class Cut:
         self.path, self.whole = path, whole
 
     def resume(self, *options: str) -> int:
-        return train.main(["--resume", str(self.path), "--trainer.max_steps", "24", *options])
+        return train(["--resume", str(self.path), "--trainer.max_steps", "24", *options])
 
     def comes_to_the_same_end(self, *options: str) -> bool:
         return self.resume(*options) == 0 and differences(self.path, self.whole) == []
@@ -66,7 +68,7 @@ def originals(tmp_path_factory):
     options = "--eval.every 6 --log.every 3 --optim.schedule constant --optim.decay 0 --model.dropout 0.1".split()
     for name, steps in (("whole", "24"), ("cut", "18")):
         places = ["--data.corpus", str(folder / "corpus.txt"), "--runs", str(folder), "--name", name]
-        assert train.main([*SMALL, *options, *places, "--trainer.max_steps", steps]) == 0
+        assert train([*SMALL, *options, *places, "--trainer.max_steps", steps]) == 0
     return folder
 
 
@@ -108,7 +110,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(cut, capsys, place):
 def test_a_crash_while_it_falls_back(cut, monkeypatch):
     """The damaged checkpoint never takes the name of the one that is whole."""
     shorten(cut.path / "checkpoints" / "last.ckpt", 0.5)
-    monkeypatch.setattr("lm.training.save_atomically", lambda *_: 1 / 0)
+    monkeypatch.setattr("lm.training.checkpoints.save_atomically", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cut.resume()
     monkeypatch.undo()
@@ -204,8 +206,8 @@ def test_ctrl_c_before_training_leaves_nothing(tmp_path, monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lm.corpus.load_corpus", interrupted)
-    assert train.main(["--runs", str(tmp_path), "--name", "a"]) == 130
+    monkeypatch.setattr("lm.corpora.corpus.load_corpus", interrupted)
+    assert train(["--runs", str(tmp_path), "--name", "a"]) == 130
     assert capsys.readouterr().err == "interrupted\n" and not list(tmp_path.iterdir())
 
 
@@ -270,9 +272,9 @@ def test_no_permission(cut, tmp_path, originals, capsys):
     (tmp_path / "runs").mkdir()
     options = [*SMALL, "--data.corpus", str(originals / "corpus.txt"), "--name", "a", "--runs"]
     with no_permission(tmp_path / "runs"):
-        assert train.main([*options, str(tmp_path / "runs")]) == 2
+        assert train([*options, str(tmp_path / "runs")]) == 2
     assert f"cannot write {tmp_path / 'runs' / 'a'}: Permission denied" in capsys.readouterr().err
-    assert train.main([*options, str(originals / "corpus.txt")]) == 2
+    assert train([*options, str(originals / "corpus.txt")]) == 2
     assert "Not a directory" in capsys.readouterr().err
     (cut.path / ".lock").chmod(0o644)
     assert cut.comes_to_the_same_end()
@@ -342,7 +344,7 @@ def test_killed_before_the_last_checkpoint_was_named_the_best(cut):
     assert best.samefile(last)
     best.unlink()
     (cut.path / "checkpoints" / "previous.ckpt").rename(best)
-    assert train.main(["--resume", str(cut.path)]) == 0
+    assert train(["--resume", str(cut.path)]) == 0
     assert best.samefile(last)
 
 
@@ -352,13 +354,13 @@ def test_a_damaged_checkpoint_is_not_named_the_best_of_a_finished_run(cut, capsy
     best.unlink()
     best.write_bytes(whole)
     shorten(last, 0.5)
-    assert train.main(["--resume", str(cut.path), "--trainer.max_steps", "12"]) == 2  # as far as previous.ckpt is
+    assert train(["--resume", str(cut.path), "--trainer.max_steps", "12"]) == 2  # as far as previous.ckpt is
     assert best.read_bytes() == whole and "is at step 12 already" in capsys.readouterr().err
     assert cut.comes_to_the_same_end()
 
 
 def test_a_budget_that_is_used_up_already_is_refused(cut, capsys):
-    assert train.main(["--resume", str(cut.path), "--trainer.max_steps", "5"]) == 2
+    assert train(["--resume", str(cut.path), "--trainer.max_steps", "5"]) == 2
     error = capsys.readouterr().err
     assert "is at step 18 already" in error and "larger" in error and error.count("\n") == 1
     assert Run(cut.path).config().trainer.max_steps == 18
@@ -398,7 +400,7 @@ def test_a_corpus_that_was_edited_is_refused(cut, capsys):
         assert cut.resume("--allow_changes") == 0
         (note,) = json.loads((cut.path / "environment.json").read_text())["resumed"]
         assert [*note["changed"]] == ["trainer.max_steps", "text of data.corpus"]
-        assert train.main(["--resume", str(cut.path), "--trainer.max_steps", "25"]) == 0  # it is the known text now
+        assert train(["--resume", str(cut.path), "--trainer.max_steps", "25"]) == 0  # it is the known text now
     finally:
         corpus.write_text(text, encoding="utf-8")
     assert "state_dict of last.ckpt" in differences(cut.path, cut.whole)

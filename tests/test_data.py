@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.data import random_windows, stream, streams, windows
+from lm.corpora.batches import random_windows, stream, streams, windows
 
 IDS = np.arange(1000, dtype=np.uint16)
 

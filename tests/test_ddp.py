@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.run import Run
+from lm.runs.folder import Run
 from tests.crash import metrics
 from tests.test_train import ROOT, start, wait_for_step
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lm.config import ModelConfig
-from lm.evaluate import main, nll, streaming_loss, windowed_loss
+from lm.config.options import ModelConfig
 from lm.model import LanguageModel
+from lm.training.loss import nll, streaming_loss, windowed_loss
+from tests.commands import evaluate
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_the_loss_is_computed_in_float32():
 def test_the_command_prints_every_context(run_train, capsys):
     run = run_train("a", "--trainer.max_steps", "5")
     capsys.readouterr()
-    main([str(run), "--contexts", "8", "100"])
+    evaluate([str(run), "--contexts", "8", "100"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["windowed", "8"],
@@ -53,11 +54,11 @@ def test_the_command_prints_every_context(run_train, capsys):
         ["streaming", lines[2].split()[1]],
     ]
     assert all(0 < float(line.split()[-4]) < math.log(70) * 1.5 for line in lines)
-    main([str(run), "--contexts", "8", "--weights", "int8"])
+    evaluate([str(run), "--contexts", "8", "--weights", "int8"])
     exact, rounded = (float(text.split()[-4]) for text in (lines[0], capsys.readouterr().out.splitlines()[0]))
     assert rounded == pytest.approx(exact, abs=0.1)
     with pytest.raises(SystemExit):
-        main([str(run), "--contexts", "0"])
+        evaluate([str(run), "--contexts", "0"])
     assert "--contexts: must be at least 1, not 0" in capsys.readouterr().err
 
 
@@ -65,7 +66,7 @@ def test_several_runs_their_picture_and_a_document(run_train, tmp_path, capsys):
     runs = [str(run_train(name, "--trainer.max_steps", "3", "--eval.sample_chars", "0")) for name in ("a", "b")]
     document = tmp_path / "a.md"
     document.write_text("<!-- here: begin -->\n<!-- here: end -->\n")
-    main([*runs, "--contexts", "8", "16", "--png", str(tmp_path / "a.png"), "--insert", f"{document}#here"])
+    evaluate([*runs, "--contexts", "8", "16", "--png", str(tmp_path / "a.png"), "--insert", f"{document}#here"])
     out = capsys.readouterr().out
     assert out.count("windowed 8 ") == 2 and out.count("streaming") == 2 and out.strip() in document.read_text()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

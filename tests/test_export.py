@@ -8,11 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import generate
-from lm import evaluate, load
-from lm.config import UserError
-from lm.export import FORMAT, card, export, main
-from lm.run import read_checkpoint
+from lm import load
+from lm.files import UserError
+from lm.runs.checkpoint import read_checkpoint
+from lm.runs.export import card, export
+from lm.runs.load import FORMAT
+from tests.commands import evaluate, export, generate
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_round_trip_is_exact(run_train, tmp_path, mixer):
 
 def test_best_and_last(run, tmp_path):
     for which in ("best", "last"):
-        main([str(run), str(tmp_path / which), "--which", which])
+        export([str(run), str(tmp_path / which), "--which", which])
         assert same(load(tmp_path / which), load(run / "checkpoints" / f"{which}.ckpt"))
         assert sorted(p.name for p in (tmp_path / which).iterdir()) == [
             "README.md",
@@ -56,7 +57,7 @@ def test_best_and_last(run, tmp_path):
 
 
 def test_the_commands_take_a_folder(run, exported, capsys):
-    for call in (evaluate.main, lambda words: generate.main([*words, "--chars", "30"])):
+    for call in (evaluate, lambda words: generate([*words, "--chars", "30"])):
         call([str(run)])
         expected = capsys.readouterr().out
         call([str(exported)])
@@ -88,7 +89,7 @@ def test_bfloat16_is_half_the_size(run, exported, tmp_path):
 def test_an_existing_folder_is_left_alone(run, exported, capsys):
     before = {p.name: p.read_bytes() for p in exported.iterdir()}
     with pytest.raises(SystemExit):
-        main([str(run), str(exported)])
+        export([str(run), str(exported)])
     assert "exists; give another folder" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in exported.iterdir()} == before
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import generate
-import train
-from lm import evaluate
-from lm.corpus import DATA, read_text
-from lm.run import PRETRAINED
+from lm.corpora.sources import read_text
+from lm.files import DATA
+from lm.runs.load import PRETRAINED
+from tests.commands import evaluate, generate, train
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +26,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     (folder / "corpus.txt").write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
     options = ["--data.corpus", str(folder / "corpus.txt"), "--runs", str(folder), "--name", "a"]
-    assert train.main([*SMALL, *options, "--trainer.max_steps", "30"]) == 0
+    assert train([*SMALL, *options, "--trainer.max_steps", "30"]) == 0
     return str(folder / "a")
 
 
@@ -38,7 +37,7 @@ def run(trained, capsys):
 
 
 def write(capsys, *options):
-    assert generate.main(list(options)) == 0
+    assert generate(list(options)) == 0
     return capsys.readouterr().out
 
 
@@ -141,7 +140,7 @@ def test_several_samples_are_saved_and_prompted_on(run, capsys, tmp_path):
         assert json.loads(greedy.splitlines()[i])["text"] == json.loads(alone)["text"]
         assert json.loads(line)["finish"] == "length"
     with pytest.raises(SystemExit):
-        generate.main([run, "--load_state", state, "--samples", "2"])
+        generate([run, "--load_state", state, "--samples", "2"])
     assert "the state holds 3 samples" in capsys.readouterr().err
 
 
@@ -150,7 +149,7 @@ def test_a_foreign_state_gets_one_line(run, run_train, capsys, tmp_path):
     other = run_train("b", "--trainer.max_steps", "3")
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
-        generate.main([str(other), "--load_state", str(tmp_path / "state")])
+        generate([str(other), "--load_state", str(tmp_path / "state")])
     message = capsys.readouterr().err.splitlines()
     assert exit.value.code == 2 and len(message) == 1 and "the state of another model" in message[0]
 
@@ -159,7 +158,7 @@ def test_score_is_the_streaming_loss_of_evaluate(run, corpus, capsys, tmp_path):
     text = corpus.read_text(encoding="utf-8")
     (tmp_path / "validation.txt").write_text("\ufeff" + text[int(0.9 * len(text)) :], encoding="utf-8")
     line = write(capsys, run, "--score", f"@{tmp_path / 'validation.txt'}")
-    evaluate.main([run])
+    evaluate([run])
     streaming = capsys.readouterr().out.splitlines()[-1].split()
     assert line.split()[0] == f"{len(text) - int(0.9 * len(text)) - 1:,}"
     assert line.split()[2::2][:1] == streaming[1:2] and line.split()[4] == streaming[3]
@@ -167,11 +166,11 @@ def test_score_is_the_streaming_loss_of_evaluate(run, corpus, capsys, tmp_path):
 
 
 def test_score_counts_what_the_model_has_never_seen(run, capsys, monkeypatch):
-    monkeypatch.setattr("lm.interactive.PIECE", 7)
+    monkeypatch.setattr("lm.sampling.session.PIECE", 7)
     result = json.loads(write(capsys, run, "--score", "First Citizen caf\u00e9", "--json"))
     assert result["characters"] == 17 and result["unknown"] == 1
     with pytest.raises(SystemExit):
-        generate.main([run, "--score", "F"])
+        generate([run, "--score", "F"])
     assert "nothing to predict" in capsys.readouterr().err
 
 
@@ -179,7 +178,7 @@ def test_score_counts_what_the_model_has_never_seen(run, capsys, monkeypatch):
 def test_a_scored_file_that_is_no_text_gets_one_line(run, capsys, tmp_path, content):
     (tmp_path / "bad").write_bytes(content)
     with pytest.raises(SystemExit):
-        generate.main([run, "--score", f"@{tmp_path / 'bad'}"])
+        generate([run, "--score", f"@{tmp_path / 'bad'}"])
     assert "not UTF-8 text" in capsys.readouterr().err
 
 
@@ -281,7 +280,7 @@ never"""
 
 def test_an_interactive_session(run, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(SESSION.format(tmp_path).replace("\\u00e9", "\u00e9")))
-    assert generate.main([run, "--interactive", "--chars", "40"]) == 0
+    assert generate([run, "--interactive", "--chars", "40"]) == 0
     captured = capsys.readouterr()
     first = write(capsys, run, "--prompt", "First", "--chars", "40", "--save_state", str(tmp_path / "s"))[5:]
     greedy = ["--temperature", "0", "--chars", "25"]
@@ -324,7 +323,7 @@ def test_ctrl_c_ends_a_continuation_but_not_the_session(run):
 def test_without_a_run_the_pretrained_model_writes(capsys, tmp_path):
     assert len(write(capsys, "--runs", str(tmp_path), "--chars", "30")) == 31
     assert write(capsys, "pretrained", "--chars", "30") == write(capsys, "--runs", str(tmp_path), "--chars", "30")
-    generate.main(["--runs", str(tmp_path), "--chars", "1"])
+    generate(["--runs", str(tmp_path), "--chars", "1"])
     assert "using the pretrained model" in capsys.readouterr().err
 
 
@@ -366,7 +365,7 @@ BAD = {
 @pytest.mark.parametrize("options", BAD, ids=lambda options: " ".join(options))
 def test_a_mistake_gets_one_line(run, options, capsys):
     with pytest.raises(SystemExit) as exit:
-        generate.main([run, *options])
+        generate([run, *options])
     captured = capsys.readouterr()
     assert exit.value.code == 2 and captured.out == ""
     assert captured.err.count(BAD[options]) == 1 and captured.err.count("\n") == 1
@@ -383,7 +382,7 @@ def test_a_mistake_gets_one_line(run, options, capsys):
 def test_a_state_of_several_samples_is_not_for_everything(run, capsys, tmp_path, options, message):
     write(capsys, run, "--prompt", "First", "--samples", "3", "--chars", "5", "--save_state", str(tmp_path / "s"))
     with pytest.raises(SystemExit):
-        generate.main([run, "--load_state", str(tmp_path / "s"), *options])
+        generate([run, "--load_state", str(tmp_path / "s"), *options])
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
@@ -391,7 +390,7 @@ def test_a_state_of_several_samples_is_not_for_everything(run, capsys, tmp_path,
 def test_a_session_outlives_odd_names_and_a_state_of_several_samples(run, capsys, tmp_path, monkeypatch):
     write(capsys, run, "--prompt", "First", "--samples", "3", "--chars", "5", "--save_state", str(tmp_path / "s"))
     monkeypatch.setattr("sys.stdin", io.StringIO('/save "abc\n/save ~nouser/x\n/save a\0b\n/load a b\nFirst\n'))
-    assert generate.main([run, "--load_state", str(tmp_path / "s"), "--interactive", "--chars", "9"]) == 0
+    assert generate([run, "--load_state", str(tmp_path / "s"), "--interactive", "--chars", "9"]) == 0
     captured = capsys.readouterr()
     assert captured.err.count("needs the name of a file") == 4 and "this is the first" in captured.err
     assert len(captured.out) == 10
@@ -401,5 +400,5 @@ def test_a_missing_run_gets_one_line(tmp_path, capsys):
     found = PRETRAINED.is_dir()
     for words, message in ((["nothing"], "no run nothing"), *([] if found else [([], "no run in")])):
         with pytest.raises(SystemExit):
-            generate.main([*words, "--runs", str(tmp_path)])
+            generate([*words, "--runs", str(tmp_path)])
         assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from lm.config import MixerName, MixerOptions, ModelConfig
+from lm.config.options import MixerName, MixerOptions, ModelConfig
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lm.config import ModelConfig, OptimConfig
+from lm.config.options import ModelConfig, OptimConfig
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
-from lm.optim import MuonAdamW, lr_factor, make_optimizer, newton_schulz, newton_schulz_gram, orthogonalise
+from lm.training.optim import MuonAdamW, lr_factor, make_optimizer, newton_schulz, newton_schulz_gram, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (64, 16), (16, 64)])

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from lm import packed
-from lm.config import MixerOptions, ModelConfig, UserError
+from lm.config.options import MixerOptions, ModelConfig
+from lm.files import UserError
 from lm.model import LanguageModel
-from lm.packed import WEIGHTS, Packed, pack
+from lm.sampling import packed
+from lm.sampling.packed import WEIGHTS, Packed, pack
 
 pytestmark = pytest.mark.filterwarnings("error")
 

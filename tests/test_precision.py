@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from lm import recurrence
-from lm.config import ModelConfig
-from lm.evaluate import nll
+from lm.config.options import ModelConfig
 from lm.mixers import MIXERS, s4d
 from lm.model import Block, LanguageModel
+from lm.training.loss import nll
 from tests.precision import compare
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -9,10 +9,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.config import KINDS, SECTIONS, Config, UserError, from_yaml, parse
-from lm.data import random_windows, stream, streams, windows
-from lm.sampling import Options, choose, min_p, top_k, top_p
-from lm.tokenizer import CharTokenizer
+from lm.config.options import Config
+from lm.config.resolve import KINDS, SECTIONS, from_yaml, parse
+from lm.corpora.batches import random_windows, stream, streams, windows
+from lm.corpora.tokenizer import CharTokenizer
+from lm.files import UserError
+from lm.sampling.filters import Options, choose, min_p, top_k, top_p
 
 unicode = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
 rows = st.lists(st.floats(-80, 80), min_size=1, max_size=24).map(lambda values: np.array([values]))

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import generate
-import train
-from lm import evaluate, export
-from lm.compare.__main__ import main as compare
-from lm.config import parse
+from lm.config.resolve import parse
+from tests.commands import compare, evaluate, export, generate, train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,15 +30,15 @@ def test_commands_in_their_order(tmp_path, monkeypatch, capsys):
         if words[1] == "train.py" and "--help" not in words and not set(words) & set(NEEDS_NETWORK):
             resumed = "--resume" in words
             options = [] if resumed else [*SHORT, *([] if "--name" in words else ["--name", f"run{done}"])]
-            assert train.main([*words[2:], *options]) == 0, words
+            assert train([*words[2:], *options]) == 0, words
         elif words[1] == "generate.py":
             kept = [w.replace("2000", "20") for w in words[2:]]
             monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
-            assert generate.main([*kept, "--chars", "20"]) == 0, words
+            assert generate([*kept, "--chars", "20"]) == 0, words
         elif words[1:3] == ["-m", "lm.evaluate"]:
-            evaluate.main(words[3:])
+            evaluate(words[3:])
         elif words[1:3] == ["-m", "lm.export"]:
-            export.main(words[3:])
+            export(words[3:])
         elif words[1:3] == ["-m", "lm.compare"] and "--serve" not in words:
             compare([w.replace("runs/*", "runs") for w in words[3:]])
         else:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm import native, recurrence
+from lm import recurrence
+from lm.native import build as native
 from lm.recurrence import cpu, portable, reference
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lm import recurrence
-from lm.config import ModelConfig
+from lm.config.options import ModelConfig
 from lm.model import LanguageModel
 from lm.recurrence import portable
 

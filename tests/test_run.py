@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lm import load
-from lm.config import UserError
-from lm.run import Run, alias, read_checkpoint, save_atomically
+from lm.files import UserError, alias
+from lm.runs.checkpoint import read_checkpoint, save_atomically
+from lm.runs.folder import Run
 
 
 def test_rows_and_samples_after_the_checkpoint_and_broken_rows_are_cut(run_train):

@@ -9,26 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.config import ModelConfig
-from lm.evaluate import streaming_loss
+from lm.config.options import ModelConfig
+from lm.corpora.tokenizer import CharTokenizer
 from lm.model import LanguageModel
-from lm.packed import Packed, pack
-from lm.sampling import (
-    ROWS,
-    Decoder,
-    Draws,
-    Options,
-    choose,
-    generate,
-    min_p,
-    passable,
-    read,
-    score,
-    top_k,
-    top_p,
-    write,
-)
-from lm.tokenizer import CharTokenizer
+from lm.sampling.decoder import ROWS, Decoder, Draws, read, score
+from lm.sampling.filters import Options, choose, min_p, top_k, top_p
+from lm.sampling.packed import Packed, pack
+from lm.sampling.text import generate, passable, write
+from lm.training.loss import streaming_loss
 from tests.test_mixers import every_model, make_model
 
 P = np.array([[0.5, 0.25, 0.15, 0.1]])
@@ -214,7 +202,7 @@ def test_the_unknown_is_never_written(model):
 def test_a_long_prompt_is_read_in_pieces(model, monkeypatch):
     prompt = np.random.default_rng(0).integers(0, 10, 300)
     whole, scores = read(model, prompt), score(model, prompt)[0]
-    monkeypatch.setattr("lm.sampling.PREFILL", 7)
+    monkeypatch.setattr("lm.sampling.decoder.PREFILL", 7)
     assert np.allclose(read(model, prompt).logits, whole.logits, atol=1e-5)
     pieces, position = score(model, prompt)
     assert pieces.shape == (299,) and np.allclose(pieces, scores, atol=1e-5)
@@ -316,7 +304,7 @@ def same(a, b):
 @pytest.mark.parametrize("chars", [1, 300, 531])
 def test_bursts_write_what_single_characters_do(temperature, stops, chars, monkeypatch):
     """Texts, and where they end, to the bit: from there either way goes on alike."""
-    monkeypatch.setattr("lm.sampling.SOON", math.inf)
+    monkeypatch.setattr("lm.sampling.text.SOON", math.inf)
     model, options = every_mixer("mingru"), Options(temperature)
     fast, slow = Packed(model), OneByOne(model)
     start = [read(fast, LARGE.encode(prompt)) for prompt in ("ABC", "Q", "XYZ")]
@@ -324,7 +312,7 @@ def test_bursts_write_what_single_characters_do(temperature, stops, chars, monke
     words = [free[0][100:103], free[1][217:219], free[2][40:42] + "~"] if stops and chars > 1 else []
     expected, ends = texts(Decoder(slow, start, 6), chars, options, stops=words)
     for burst in (1, 7, 256):
-        monkeypatch.setattr("lm.sampling.BURST", burst)
+        monkeypatch.setattr("lm.sampling.text.BURST", burst)
         got, last = texts(Decoder(fast, start, 6), chars, options, stops=words)
         assert got == expected and [p.finish for p in last] == [p.finish for p in ends]
         assert all(same(a.position, b.position) for a, b in zip(last, ends, strict=True))
@@ -347,7 +335,7 @@ def test_the_first_character_comes_alone_and_a_slow_model_keeps_to_it(monkeypatc
     fast = Packed(every_mixer("mingru"))
     sizes = {}
     for sampling_soon in (math.inf, 0.0):
-        monkeypatch.setattr("lm.sampling.SOON", sampling_soon)
+        monkeypatch.setattr("lm.sampling.text.SOON", sampling_soon)
         pieces = write(Decoder(fast, [read(fast, LARGE.encode("A"))]), LARGE, 700, Options())
         sizes[sampling_soon] = [len(piece.text) for (piece,) in pieces]
     assert sizes == {math.inf: [1, 2, 4, 8, 16, 32, 64, 128, 1, 256, 188], 0.0: [1] * 700}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lm import recurrence
-from lm.native import BuildError
+from lm.native.build import BuildError
 from lm.recurrence import portable, reference, selective
 from tests.test_recurrence import TOLERANCE, assert_close, outputs_of
 

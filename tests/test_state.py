@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lm import state
-from lm.config import ModelConfig, UserError
-from lm.packed import pack
-from lm.sampling import Decoder, read
+from lm.config.options import ModelConfig
+from lm.files import UserError
+from lm.sampling import state
+from lm.sampling.decoder import Decoder, read
+from lm.sampling.packed import pack
 from tests.test_mixers import every_model
 from tests.test_sampling import GREEDY, LARGE, WILD, every_mixer, texts
 

@@ -4,29 +4,28 @@ import json
 
 import pytest
 
-from lm import sweep
-from lm.config import parse
-from lm.run import Run
+from lm.config.resolve import parse
+from lm.runs.folder import Run
+from tests.commands import sweep, train
 from tests.conftest import SMALL
 
 
 @pytest.fixture
 def run_sweep(tmp_path, corpus, monkeypatch):
     """Calls the sweep with train.py in this process; returns the commands that it ran."""
-    import train
 
     ran = []
 
     def execute(words):
         ran.append(words[2:])
-        return train.main(words[2:])
+        return train(words[2:])
 
     monkeypatch.setattr(sweep, "execute", execute)
 
     def call(*options):
         ran.clear()
         own = ["--mixers", "mingru", "[mingru,attention]", "--seeds", "1", "2", "--runs", str(tmp_path / "sweep")]
-        assert sweep.main([*own, "--", *SMALL, "--data.corpus", str(corpus), *options]) == 0
+        assert sweep([*own, "--", *SMALL, "--data.corpus", str(corpus), *options]) == 0
         return list(ran)
 
     return call
@@ -70,7 +69,7 @@ def test_configurations_at_several_values(tmp_path):
 )
 def test_nothing_to_train_is_refused(own, message, tmp_path, capfd):
     try:
-        code = sweep.main([*own, "--runs", str(tmp_path / "none"), "--", "--log.wandb", "disabled"])
+        code = sweep([*own, "--runs", str(tmp_path / "none"), "--", "--log.wandb", "disabled"])
     except SystemExit as stop:
         code = stop.code
     assert code == 2 and message in capfd.readouterr().err

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from lm.config import UserError
-from lm.corpus import DATA, read_text
-from lm.tokenizer import UNKNOWN, CharTokenizer
+from lm.corpora.sources import read_text
+from lm.corpora.tokenizer import UNKNOWN, CharTokenizer
+from lm.files import DATA, UserError
 
 TINY = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)

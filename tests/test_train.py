@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from lm import load
-from lm.config import UserError
-from lm.run import AXES, VALUES, Run, read_checkpoint
+from lm.files import UserError
+from lm.runs.checkpoint import read_checkpoint
+from lm.runs.folder import Run
+from lm.runs.metrics import AXES, VALUES
+from tests.commands import train
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -74,9 +76,9 @@ def test_what_a_run_leaves(run_train, capsys):
 
 
 def test_the_loss_in_metrics_is_that_of_evaluate(run_train, corpus):
-    from lm.config import DataConfig
-    from lm.corpus import load_corpus
-    from lm.evaluate import streaming_loss, windowed_loss
+    from lm.config.options import DataConfig
+    from lm.corpora.corpus import load_corpus
+    from lm.training.loss import streaming_loss, windowed_loss
 
     run = run_train("a", "--trainer.max_steps", "30")
     model, _ = load(run / "checkpoints" / "last.ckpt")
@@ -167,7 +169,7 @@ def test_killed_and_resumed_equals_never_killed(run_train, tmp_path, corpus, ext
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert int(rows(tmp_path / "killed")[-1]["step"]) < 200
-    assert train.main(["--resume", "killed", "--runs", str(tmp_path)]) == 0
+    assert train(["--resume", "killed", "--runs", str(tmp_path)]) == 0
     assert_same_end(tmp_path / "killed", run_train("whole", *EXACT, *extra))
 
 
@@ -180,7 +182,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(run_train, tmp_path,
     assert process.returncode == 130 and "python train.py --resume" in screen and "Traceback" not in screen
     summary = Run(tmp_path / "stopped").summary()
     assert summary["status"] == "interrupted" and 50 <= summary["step"] < 200
-    assert train.main(["--resume", str(tmp_path / "stopped")]) == 0
+    assert train(["--resume", str(tmp_path / "stopped")]) == 0
     assert_same_end(tmp_path / "stopped", run_train("whole", *EXACT))
 
 
@@ -188,7 +190,7 @@ def test_killed_before_the_first_checkpoint_starts_over(run_train, tmp_path):
     run = run_train("a", "--trainer.max_steps", "20")
     for file in (run / "checkpoints").iterdir():
         file.unlink()
-    assert train.main(["--resume", str(run)]) == 0
+    assert train(["--resume", str(run)]) == 0
     assert_same_end(run, run_train("b", "--trainer.max_steps", "20"))
 
 
@@ -199,28 +201,28 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_train, cap
     last.unlink()
     last.write_bytes((run / "checkpoints" / "previous.ckpt").read_bytes()[: size // 2])
     capsys.readouterr()
-    assert train.main(["--resume", str(run)]) == 0
+    assert train(["--resume", str(run)]) == 0
     assert "falling back" in capsys.readouterr().err
     assert_same_end(run, run_train("b", "--trainer.max_steps", "30", "--eval.every", "10"))
 
 
 def test_a_longer_budget_goes_on(run_train):
     run = run_train("a", "--trainer.max_steps", "20")
-    assert train.main(["--resume", str(run), "--trainer.max_steps", "30"]) == 0
+    assert train(["--resume", str(run), "--trainer.max_steps", "30"]) == 0
     assert rows(run)[-1]["step"] == "30" and Run(run).config().trainer.max_steps == 30
 
 
 def test_a_finished_run_needs_a_larger_budget(run_train, capsys):
     run = run_train("a", "--trainer.max_steps", "10")
     before = (run / "metrics.csv").read_bytes()
-    assert train.main(["--resume", str(run)]) == 0
+    assert train(["--resume", str(run)]) == 0
     assert "is finished; to go on" in capsys.readouterr().err
     assert (run / "metrics.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("every", ["1", "7"])  # the loss is seen by a row, or first by a validation
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(run_train, capsys, monkeypatch, every):
-    from lm.task import Task
+    from lm.training.task import Task
 
     step = Task.training_step
 
@@ -242,7 +244,7 @@ def test_wandb_offline_has_the_same_names(run_train, tmp_path, monkeypatch):
     monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", lambda self, data, *a, **k: rows_logged.append(data))
     argv = [word for word in SMALL if word not in ("--log.wandb", "disabled")]
     assert (
-        train.main(
+        train(
             [
                 *argv,
                 "--data.corpus",
@@ -278,7 +280,7 @@ BAD = {
 def test_a_mistake_gets_one_line_and_leaves_nothing(options, tmp_path, corpus, capsys):
     argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path / "runs"), "--name", "a", *options]
     try:
-        code = train.main(argv)
+        code = train(argv)
     except SystemExit as exit:
         code = exit.code
     error = capsys.readouterr().err

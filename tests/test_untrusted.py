@@ -15,19 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-import generate
-import train
-from lm import evaluate, export
 from lm.compare import table
-from lm.compare.__main__ import main as compare
 from lm.compare.page import payload
 from lm.compare.runs import Reader, read_run
 from lm.compare.server import Feed, make_server
-from lm.config import DataConfig, UserError, from_yaml, parse
-from lm.corpus import load_corpus
-from lm.run import Run, load, read_checkpoint
-from lm.tokenizer import CharTokenizer
+from lm.config.options import DataConfig
+from lm.config.resolve import from_yaml, parse
+from lm.corpora.corpus import load_corpus
+from lm.corpora.tokenizer import CharTokenizer
+from lm.files import UserError
+from lm.runs import export
+from lm.runs.checkpoint import read_checkpoint
+from lm.runs.folder import Run
+from lm.runs.load import load
 from tests import fuzz
+from tests.commands import compare, evaluate, generate, train
 from tests.fake_runs import fake_run
 
 
@@ -90,7 +92,7 @@ def test_no_checkpoint_runs_code(kind, run, canary, tmp_path, capsys):
     assert "best.ckpt" in refused(read_checkpoint, path)
     refused(load, run)
     refused(export.export, run, tmp_path / "out")
-    for main, argv in ((generate.main, [str(run)]), (evaluate.main, [str(run)])):
+    for main, argv in ((generate, [str(run)]), (evaluate, [str(run)])):
         with pytest.raises(SystemExit) as stopped:
             main(argv)
         assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
@@ -101,7 +103,7 @@ def test_resuming_from_a_poisoned_checkpoint_runs_nothing(run, canary, capsys):
         torch.save(Canary(canary), run / "checkpoints" / f"{name}.ckpt")
     argv = ["--resume", str(run), "--trainer.max_steps", "9"]
     with pytest.raises(SystemExit) as stopped:
-        sys.exit(train.main(argv))
+        sys.exit(train(argv))
     assert stopped.value.code == 2 and "Traceback" not in capsys.readouterr().err
 
 
@@ -115,7 +117,7 @@ def test_no_export_runs_code(content, run, canary, tmp_path):
 
 def test_no_state_runs_code(run, canary, tmp_path, capsys):
     state = tmp_path / "state"
-    assert generate.main([str(run), "--prompt", "a", "--samples", "0", "--save_state", str(state)]) == 0
+    assert generate([str(run), "--prompt", "a", "--samples", "0", "--save_state", str(state)]) == 0
     poisons = [pickle.dumps(Canary(canary)), b"", b"x" * 100, state.read_bytes()[:50]]
     buffer = io.BytesIO()
     torch.save(Canary(canary), buffer)
@@ -123,7 +125,7 @@ def test_no_state_runs_code(run, canary, tmp_path, capsys):
         state.write_bytes(poison)
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            generate.main([str(run), "--load_state", str(state)])
+            generate([str(run), "--load_state", str(state)])
         assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 

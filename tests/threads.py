@@ -11,8 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lm.corpus import DATA, read_text
-from lm.run import Run, read_checkpoint
+from lm.corpora.sources import read_text
+from lm.files import DATA
+from lm.runs.checkpoint import read_checkpoint
+from lm.runs.folder import Run
 from tests.conftest import SMALL
 from tests.crash import ROOT, metrics
 

@@ -188,7 +188,7 @@ def show(T: int, rows: list[Row], ended: list[Row]) -> None:
 
 def draw(points: list[Row], arguments: SimpleNamespace) -> None:
     """Time, speed-up over the paper's baseline, and memory."""
-    from lm.bench import plot
+    from lm.report import plot
 
     def curves(value: Callable[[Row], float]) -> dict[str, plot.Curve]:
         found: dict[str, plot.Curve] = {}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm.config import UserError
+from lm.files import UserError
 
 Call = Callable[[], object]
 Row = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm.config import MixerOptions, ModelConfig
+from lm.config.options import MixerOptions, ModelConfig
 from lm.mixers import MIXERS, Mixer
 from lm.model import LanguageModel
 

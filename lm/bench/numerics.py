@@ -113,7 +113,7 @@ def show(kind: str, points: list[Row], skipped: list[Row]) -> None:
 
 def draw(points: list[Row], arguments: SimpleNamespace) -> None:
     """Values on the left, gradients on the right."""
-    from lm.bench import plot
+    from lm.report import plot
 
     panels = []
     for part in PARTS[:2]:

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from lm.config import Config, UserError, parse
-from lm.corpus import load_corpus
-from lm.data import random_windows
-from lm.evaluate import nll
+from lm.config.options import Config
+from lm.config.resolve import parse
+from lm.corpora.batches import random_windows
+from lm.corpora.corpus import load_corpus
+from lm.files import UserError
 from lm.model import LanguageModel
-from lm.optim import lr_factor, make_optimizer
+from lm.training.loss import nll
+from lm.training.optim import lr_factor, make_optimizer
 
 
 def bare_loop(config: Config, steps: int) -> tuple[float, LanguageModel]:
@@ -41,8 +43,8 @@ def bare_loop(config: Config, steps: int) -> tuple[float, LanguageModel]:
 
 def through_train_py(steps: int, options: list[str]) -> tuple[float, LanguageModel]:
     """The same through train.py, as it runs by default: wandb offline, metrics, a progress bar."""
-    import train
-    from lm.run import load
+    from lm.runs.load import load
+    from lm.training import main as train
 
     with tempfile.TemporaryDirectory() as folder:
         argv = ["--runs", folder, "--name", "a", "--eval.every", "1000000", "--trainer.max_steps", str(steps), *options]
@@ -60,7 +62,7 @@ def through_train_py(steps: int, options: list[str]) -> tuple[float, LanguageMod
 def run(arguments: SimpleNamespace) -> dict[str, Any]:
     """Alternate both, and compare their medians; first make sure that they end with the same weights."""
     options = ["--trainer.accelerator", "cpu"]
-    config, _ = parse([*options, "--trainer.max_steps", str(arguments.steps)])
+    config = parse([*options, "--trainer.max_steps", str(arguments.steps)])
     bare, ours = [], []
     for _ in range(arguments.repeat):
         seconds, model = bare_loop(config, arguments.steps)

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from lm.bench import measure, models, peers
 from lm.bench.measure import RefusedError, Row
 from lm.bench.train import make_minlm, make_ours, require_minlm
+from lm.corpora.tokenizer import CharTokenizer
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
-from lm.packed import WEIGHTS, Packed, UnsupportedError, linears, pack
-from lm.sampling import Decoder, Options, read, write
-from lm.tokenizer import CharTokenizer
+from lm.sampling.decoder import Decoder, read
+from lm.sampling.filters import Options
+from lm.sampling.packed import WEIGHTS, Packed, UnsupportedError, linears, pack
+from lm.sampling.text import write
 
 VOCABULARY = 65
 TEMPERATURE = 0.8

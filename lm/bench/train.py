@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from lm.bench import measure, models, peers
 from lm.bench.measure import RefusedError, Row
-from lm.config import OptimConfig
-from lm.evaluate import nll
+from lm.config.options import OptimConfig
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
-from lm.optim import make_optimizer
+from lm.training.loss import nll
+from lm.training.optim import make_optimizer
 
 HEADER = (
     *("", "parameters", "forward + backward ms", "characters/s", "GFLOP/s", "of sgemm", "x minLM"),

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from lm.compare import style
 from lm.compare.runs import HUGE, NAN, Columns, RunData, Sample
 from lm.compare.table import MEASURES, Group, differences
-from lm.run import AXES, VALUES
+from lm.report import style
+from lm.runs.metrics import AXES, VALUES
 
 VALIDATION = tuple(name for name in VALUES if name.startswith("val/"))
 TRAINING = tuple(name for name in VALUES if not name.startswith("val/"))

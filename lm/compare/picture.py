@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lm.compare import style
 from lm.compare.table import Group
 from lm.compare.terminal import name
+from lm.report import style
 
 INK, SOFT, TICK, FAINT = "#1f2328", "#57606a", "#8b949e", "#d9dee3"
 PANELS = (("step", "optimiser steps"), ("train_seconds", "seconds of training"))

@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from lm.config import UserError, read_yaml
-from lm.files import printable
-from lm.run import AXES, VALUES, abandoned
+from lm.config.strict_yaml import read_yaml
+from lm.files import UserError, printable
+from lm.runs.folder import abandoned
+from lm.runs.metrics import AXES, VALUES
 
 NAN = float("nan")
 LOSSES = ("val/loss", "val/loss_streaming")

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from lm.compare.page import encode, render
 from lm.compare.runs import Reader, RunData
-from lm.config import UserError
+from lm.files import UserError
 
 
 class Feed:

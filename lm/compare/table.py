@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.compare.runs import NAN, RunData, compared, is_number
-from lm.config import COPYING
+from lm.config.options import COPYING
 from lm.files import printable
-from lm.run import AXES
+from lm.report.format import finite
+from lm.runs.metrics import AXES
 
 Getter = Callable[[RunData], float]
 
@@ -32,11 +33,6 @@ class Stat:
 
     def to_json(self) -> dict[str, float | None]:
         return {"mean": finite(self.mean), "spread": finite(self.spread)}
-
-
-def finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
 
 
 @dataclass

@@ -22,7 +22,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lm.native import BuildError
+from lm.native.build import BuildError
 from lm.recurrence import cpu, portable, selective
 
 __all__ = ["linear_scan", "mingru_scan", "minlstm_scan", "selective_scan"]

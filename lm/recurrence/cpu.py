@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lm.native import BuildError, build
+from lm.native.build import BuildError, build
 
 SOURCE = Path(__file__).with_name("scan.c")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -25,8 +25,6 @@ import triton.language as tl
 from torch import Tensor
 
 from lm.recurrence import portable
-from lm.recurrence.portable import selective_backward as selective_backward  # no kernels for these yet
-from lm.recurrence.portable import selective_forward as selective_forward
 
 LINEAR, MINGRU, MINLSTM = (tl.constexpr(kind) for kind in range(3))
 HAND = 32  # registers of a lane for inputs in hand, and as many for those on their way

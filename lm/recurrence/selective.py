@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lm.native import BuildError, build
+from lm.native.build import BuildError, build
 from lm.recurrence import cpu, portable
 from lm.recurrence.cpu import SMALL, TYPES, View, _empty, _rows, _view
 

@@ -1,0 +1,96 @@
+"""`char-lm evaluate`: losses of trained models on a split, in nats per character."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+from lm.config.command import command_line
+from lm.config.fields import POSITIONAL, Count, Output
+from lm.config.options import COPYING, DataConfig, Weights
+from lm.corpora.copying import Copying
+from lm.files import UserError, shorten
+from lm.report.document import inserted
+
+if TYPE_CHECKING:
+    from lm.model import LanguageModel
+
+
+USAGE = "RUN [RUN ...] [--corpus NAME] [--contexts N ...] [--weights int8] [--png FILE]"
+
+
+@dataclass
+class Options:
+    """Losses of runs, in nats per character, on the validation split of their corpus or another text."""
+
+    runs: Annotated[list[str], POSITIONAL]
+    """names or folders of runs, checkpoint files, or exported folders"""
+    corpus: str | None = None
+    """score the validation tenth of this one instead of the run's own"""
+    contexts: list[Count] = field(default_factory=list)
+    """windows of these lengths instead of the run's own"""
+    weights: Weights = "float32"
+    """round them first: bfloat16 or int8, as `char-lm generate` does"""
+    png: Output | None = None
+    """draw the losses against the context"""
+    insert: str | None = None
+    """put what is printed into this document, between the marks `evaluate`, or FILE#MARK"""
+
+
+def run(options: Options) -> int:
+    """Print the losses of one run or several."""
+    with inserted(options.insert, "evaluate", command_line("char-lm evaluate", options)):
+        losses = {name: _losses(name, options) for name in options.runs}
+    if options.png:
+        _draw(options.png, losses)
+    return 0
+
+
+def _losses(run: str, options: Options) -> list[tuple[float, float]]:
+    """Print the losses of a run; returns (context, loss) of those in windows."""
+    from lm.corpora.corpus import load_corpus
+    from lm.runs.load import load_with_config
+    from lm.sampling.packed import Packed, pack
+    from lm.training.loss import streaming_loss, windowed_loss
+
+    model, tokenizer, config = load_with_config(run)
+    if options.weights != "float32":
+        model = cast(Packed, pack(model, options.weights)).model  # what generate.py computes with, in parallel
+    contexts = options.contexts or [config.data.context]
+    if len(options.runs) > 1:
+        print(f"{run} ({config.mixer_name}, trained at context {config.data.context})")
+    if config.data.corpus == COPYING:
+        if options.corpus is not None:
+            raise UserError(f"--corpus: {run} was trained on {COPYING}, not on text")
+        return [(context, _print_copying(model, config.data, context)) for context in contexts]
+    text = load_corpus(config.data if options.corpus is None else DataConfig(corpus=options.corpus, context=1))
+    ids = text.validation
+    if text.tokenizer.characters != tokenizer.characters:
+        ids = tokenizer.encode(text.tokenizer.decode(ids))
+    losses: list[tuple[float, float]] = []
+    for context in contexts:
+        if not context < len(ids):
+            raise UserError(f"--contexts: {shorten(context)} is not below the {len(ids):,} characters that are scored")
+        losses.append((context, windowed_loss(model, ids, context)))
+        _print_loss(f"windowed {context}", losses[-1][1])
+    _print_loss("streaming", streaming_loss(model, ids))
+    return losses
+
+
+def _draw(path: str, losses: dict[str, list[tuple[float, float]]]) -> None:
+    from lm.report.plot import Panel, save
+
+    panel = Panel("", "validation loss, nats per character", {Path(run).name: curve for run, curve in losses.items()})
+    save(path, [panel], "context of validation, characters", "", logarithmic=False)
+
+
+def _print_copying(model: "LanguageModel", config: DataConfig, context: int) -> float:
+    from lm.training.loss import copying_accuracy
+
+    loss, accuracy = copying_accuracy(model, Copying.of(replace(config, context=context)))
+    print(f"context {context:<8} {loss:.4f} nats/answer  {accuracy:.2%} right", flush=True)
+    return loss
+
+
+def _print_loss(name: str, loss: float) -> None:
+    print(f"{name:<16} {loss:.4f} nats/char  {loss / math.log(2):.4f} bits/char", flush=True)

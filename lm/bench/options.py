@@ -1,0 +1,177 @@
+"""The options of each benchmark. A `Quick` mark has the value that --quick takes: tiny sizes, to see that it works."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from lm.config.fields import Count, Natural, Output, Positive, Range
+
+POWERS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
+Even = Annotated[int, Range(least=2)]
+
+
+@dataclass(frozen=True)
+class Quick:
+    """The value with --quick."""
+
+    value: Any
+
+
+@dataclass
+class Common:
+    """What all benchmarks have."""
+
+    json: Output | None = None
+    """write the numbers to this file"""
+    insert: str | None = None
+    """put the table between this document's marks `bench NAME [PARTS]`"""
+    quick: bool = False
+    """tiny sizes, to see that it works"""
+
+
+@dataclass
+class Placed(Common):
+    """What runs on a device of choice."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu, cuda, or auto: a GPU if there is one"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """float32, bfloat16 or float16"""
+
+
+@dataclass
+class Overhead(Common):
+    """Seconds per step of `char-lm train` over those of a bare loop with the same model, batches and optimiser."""
+
+    steps: Annotated[Count, Quick(20)] = 60
+    """steps in one run"""
+    repeat: Annotated[Count, Quick(2)] = 3
+    """timings of each, taken in turns"""
+
+
+@dataclass
+class Cell(Placed):
+    """One cell: our backends against other implementations, forward and backward."""
+
+    sizes: Annotated[list[str], Quick(["2x64x16"])] = field(
+        default_factory=lambda: ["64x256x768", "8x4096x384", "1x65536x384"]
+    )
+    """B x T x D"""
+    cells: list[Literal["mingru", "minlstm"]] = field(default_factory=lambda: ["mingru", "minlstm"])
+    """mingru and minlstm"""
+    longest_loop: Count = 4096
+    """largest T at which the Python loop runs"""
+    repeat: Annotated[Count, Quick(2)] = 7
+    """timings of each, taken in turns"""
+
+
+@dataclass
+class Busy(Cell):
+    """One cell alone, and while another process keeps a core busy."""
+
+    sizes: Annotated[list[str], Quick(["2x64x16"])] = field(default_factory=lambda: ["64x256x768"])
+    """B x T x D"""
+
+
+@dataclass
+class Train(Placed):
+    """Whole models, forward + backward, per mixer, against minGRU-pytorch's minLM."""
+
+    sizes: Annotated[list[str], Quick(["2x32"])] = field(default_factory=lambda: ["16x256", "4x1024", "1x4096"])
+    """B x T"""
+    mixers: Annotated[list[str], Quick(["mingru"])] = field(default_factory=list)
+    """which ones (default: all but the step-by-step references)"""
+    width: Annotated[Even, Quick(32)] = 384
+    """channels"""
+    layers: Annotated[Count, Quick(1)] = 3
+    """number of blocks; attention takes twice as many"""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """muon or adamw: time its step as well"""
+    gemm: Annotated[Count, Quick(128)] = 2048
+    """the limit: multiply square matrices of this size"""
+    repeat: Annotated[Count, Quick(2)] = 5
+    """timings of each, taken in turns"""
+
+
+@dataclass
+class Length(Placed):
+    """Time and peak memory of training one mixer, against sequence length."""
+
+    lengths: Annotated[list[Count], Quick([16, 32])] = field(default_factory=lambda: list(POWERS))
+    """sequence lengths"""
+    mixers: Annotated[list[str], Quick(["mingru"])] = field(default_factory=list)
+    """which ones (default: all)"""
+    batch: Annotated[Count, Quick(2)] = 8
+    """sequences, the same at every length"""
+    width: Annotated[Even, Quick(16)] = 128
+    """channels"""
+    expansion: Positive = 1.0
+    """hidden channels as a multiple of the width"""
+    convolution: Natural = 0
+    """size of the causal convolution, 0 for none"""
+    limit: Positive = 20.0
+    """stop a mixer when one training step takes longer, in seconds"""
+    plot: Output | None = None
+    """draw a picture into this PNG file"""
+    repeat: Annotated[Count, Quick(2)] = 3
+    """timings of each, taken in turns"""
+
+
+@dataclass
+class Numerics(Placed):
+    """Error of values and gradients against float64 at growing length, ours and the paper's log-space form."""
+
+    lengths: Annotated[list[Count], Quick([64, 128])] = field(default_factory=lambda: list(POWERS))
+    """sequence lengths"""
+    cells: list[Literal["mingru", "minlstm"]] = field(default_factory=lambda: ["mingru", "minlstm"])
+    """mingru and minlstm"""
+    width: Annotated[Even, Quick(8)] = 64
+    """channels"""
+    plot: Output | None = None
+    """draw a picture into this PNG file"""
+
+
+@dataclass
+class Sample(Placed):
+    """Characters per second of decoding: against other samplers, many at once, and after a long time."""
+
+    parts: list[Literal["peers", "batch", "length"]] = field(default_factory=list)
+    """which tables: peers, batch, length (default: all)"""
+    widths: Annotated[list[Even], Quick([16])] = field(default_factory=lambda: [128, 384])
+    """channels of our models; batch and length take the first"""
+    layers: Annotated[Count, Quick(1)] = 3
+    """number of blocks"""
+    batch: Annotated[Count, Quick(5)] = 64
+    """samples at once"""
+    generated: Annotated[list[Count], Quick([20, 40])] = field(default_factory=lambda: [1000, 100_000])
+    """characters written before timing; try 1000000"""
+    mixers: list[str] = field(default_factory=lambda: ["mingru", "attention"])
+    """whose time is taken after a long time"""
+    window: Annotated[Count, Quick(16)] = 256
+    """attention's"""
+    chars: Annotated[Count, Quick(100)] = 1000
+    """characters in one timing; a fiftieth of it where each takes milliseconds"""
+    repeat: Annotated[Count, Quick(2)] = 7
+    """timings of each, taken in turns"""
+
+
+@dataclass
+class Parameters(Common):
+    """Parameters per cell over those of the traditional GRU and LSTM cells, counted from the modules."""
+
+    expansions: list[Count] = field(default_factory=lambda: [1, 2, 3, 4])
+    """hidden channels as a multiple of the width"""
+    width: Annotated[Even, Quick(32)] = 384
+    """channels"""
+
+
+BENCHMARKS: dict[str, type[Common]] = {
+    "overhead": Overhead,
+    "cell": Cell,
+    "busy": Busy,
+    "train": Train,
+    "length": Length,
+    "numerics": Numerics,
+    "sample": Sample,
+    "parameters": Parameters,
+}
+"""Each benchmark is the module of its name in this package."""

@@ -1,0 +1,153 @@
+"""`char-lm compare`: which run converges faster?"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from lm.compare import table, terminal
+from lm.compare.page import encode, payload, render
+from lm.compare.runs import Reader, RunData
+from lm.config.fields import POSITIONAL, Output, Range
+from lm.files import UserError, atomic_write, writing
+from lm.report.document import halves, insert, split_place
+from lm.runs.metrics import AXES
+
+USAGE = "[RUN_OR_GLOB ...] [--html FILE] [--png FILE] [--text] [--serve] [--target LOSS]"
+
+
+@dataclass
+class Options:
+    """Compare runs: results, time to a target loss, loss curves. Runs whose configurations differ only in seed and name
+    are taken together. Reads run folders only, also while they are being written."""
+
+    runs: Annotated[list[str], POSITIONAL] = field(default_factory=lambda: ["runs"])
+    """run folders, folders of them, or globs"""
+    html: Output | None = None
+    """write one self-contained page"""
+    png: Output | None = None
+    """write the loss curves as a picture"""
+    json: Output | None = None
+    """write the tables for other programs; - for standard output"""
+    insert: str | None = None
+    """put the tables into this document, between its marks `results`, or FILE#MARK"""
+    csv: Output | None = None
+    """write a row for each run; - for standard output"""
+    text: bool = False
+    """draw the loss curves in the terminal"""
+    target: Annotated[float, Range(above=0, text="a number above 0")] | None = None
+    """loss to reach (default: the worst run's best)"""
+    metric: Literal["val/loss", "val/loss_streaming"] = "val/loss"
+    """loss to compare: val/loss or val/loss_streaming"""
+    x: Literal["step", "chars", "train_seconds", "flops"] = "step"
+    """x-axis of --text: step, chars, train_seconds or flops"""
+    serve: bool = False
+    """show the page on this machine, and follow the runs"""
+    port: Annotated[int, Range(least=0, most=65535, text="between 0 and 65535")] = 8321
+    """port of --serve"""
+
+
+def run(options: Options) -> int:
+    """Compare."""
+    if options.insert:
+        halves(*split_place(options.insert, "results"))
+    reader = Reader(options.runs or ["runs"])
+    return serve(reader, options) if options.serve else show(reader, options)
+
+
+def show(reader: Reader, options: Options) -> int:
+    """Print the tables, and write the files that were asked for."""
+    runs = reader.read()
+    if not runs:
+        raise UserError(f"no run in {', '.join(reader.skipped)}; make one with: char-lm train")
+    groups, target, notes = compare(runs, reader, options)
+    quiet = "-" in (options.json, options.csv)
+    if not quiet:
+        print("\n".join(report(groups, target, options)))
+    for note in notes[:20]:
+        print(f"note: {note}", file=sys.stderr)
+    if len(notes) > 20:
+        print(f"note: and {len(notes) - 20} more", file=sys.stderr)
+    everything = table.as_json(runs, groups, options.metric, target, notes)
+    write(options.json, lambda: json.dumps(everything, indent=2, allow_nan=False) + "\n")
+    write(options.csv, lambda: as_csv(everything["runs"]))
+    if options.insert:
+        insert(*split_place(options.insert, "results"), "\n".join(report(groups, target, options)))
+    write(options.html, lambda: as_page(groups, notes, options))
+    if options.png:
+        from lm.compare.picture import save_png
+
+        with writing(Path(options.png)):
+            save_png(Path(options.png), groups, options.metric, target)
+    return 0
+
+
+def as_page(groups: list[table.Group], notes: list[str], options: Options) -> str:
+    """The page, for a file."""
+    runs = [run for item in groups for run in item.runs]
+    data = payload(groups, options.metric, options.target, notes)
+    return render(data | {"runs": [encode(run, len(runs)) for run in runs], "order": [str(run.path) for run in runs]})
+
+
+def compare(runs: list[RunData], reader: Reader, options: Options) -> tuple[list[table.Group], float | None, list[str]]:
+    """Groups, target and warnings."""
+    target = options.target if options.target is not None else table.default_target(runs, options.metric)
+    return table.group(runs), target, table.warnings(runs, reader.skipped)
+
+
+def report(groups: list[table.Group], target: float | None, options: Options) -> list[str]:
+    """What goes to the terminal."""
+    lines = terminal.results(groups)
+    if target is None:
+        lines += ["", "no validation yet"]
+    else:
+        lines += ["", *terminal.to_target(table.arrivals(groups, options.metric, target), options.metric, target)]
+    if options.text:
+        lines += ["", *terminal.curves(groups, options.metric, options.x)]
+    return lines
+
+
+def write(path: str | None, make: Callable[[], str]) -> None:
+    """Write a file, or standard output for `-`; nothing where no path was given."""
+    if path == "-":
+        sys.stdout.write(make())
+    elif path:
+        atomic_write(Path(path), make())
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """A row for each run; text that a spreadsheet would take for a formula gets an apostrophe."""
+    flat = [
+        {key: value for key, value in row.items() if key != "to_target"}
+        | {f"target_{axis}": (row["to_target"] or {}).get(axis) for axis in AXES}
+        for row in rows
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, flat[0], lineterminator="\n")
+    writer.writeheader()
+    for row in flat:
+        writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@" and v else v for k, v in row.items()})
+    return text.getvalue()
+
+
+def serve(reader: Reader, options: Options) -> int:
+    """Answer until interrupted."""
+    from lm.compare.server import Feed, make_server
+
+    def describe(runs: list[RunData]) -> dict[str, Any]:
+        groups, _, notes = compare(runs, reader, options)
+        return payload(groups, options.metric, options.target, notes)
+
+    server = make_server(Feed(reader, describe), options.port)
+    print(f"http://127.0.0.1:{server.server_port}/ follows the runs; stop with Ctrl-C", file=sys.stderr, flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+    return 0

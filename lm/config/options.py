@@ -1,0 +1,227 @@
+"""The options of training: typed dataclasses, one docstring per field, which becomes its line in `--help`."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Annotated, Any, Literal
+
+from lm.config.fields import Count, Fraction, FreeText, Natural, NonNegative, Positive, Range, Share, fields
+from lm.config.strict_yaml import write_yaml
+
+VERSION = 1
+"""Of the run folder and its files; goes up when an older program could no longer read them rightly."""
+
+
+MixerName = Literal["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"]
+
+
+Weights = Literal["float32", "bfloat16", "int8"]
+"""How the matrices of a model are kept for decoding."""
+COPYING = "selective_copying"
+"""The data.corpus that is no text: `lm.corpora.copying`."""
+
+
+@dataclass
+class CopyingOptions:
+    """The problems of data.corpus selective_copying; each fills data.context."""
+
+    tokens: Count = 16
+    """selective_copying: characters to remember, and to repeat at the end"""
+    vocabulary: Count = 16
+    """selective_copying: characters in all, the noise and the mark of an answer included"""
+
+
+@dataclass
+class DataConfig:
+    """What is trained on."""
+
+    corpus: str = "tiny_shakespeare"
+    """tiny_shakespeare, shakespeare, a text file, folder or glob, or the id of a data set on the Hub; or the synthetic
+    task selective_copying"""
+    context: Count = 128
+    """characters that a training sequence has, and a window of the windowed validation loss"""
+    batch_size: Annotated[int, Range(least=1, most=2**20)] = 12
+    """sequences in one optimiser step, over all devices"""
+    sampling: Literal["windows", "streams"] = "windows"
+    """random windows from a zero state, or contiguous streams whose state is carried from batch to batch"""
+    column: str = "text"
+    """column that holds the text (Hub, parquet, json and csv corpora)"""
+    split: str | None = None
+    """split to take (Hub corpora; default: all, in their order)"""
+    revision: str | None = None
+    """revision of the data set (Hub corpora)"""
+    copying: CopyingOptions = field(default_factory=CopyingOptions)
+    """the task selective_copying"""
+
+
+@dataclass
+class MixerOptions:
+    """Options of the mixers; None leaves a mixer's own default."""
+
+    expansion: Annotated[float, Range(above=0, most=100)] | None = None
+    """all but attention and s4d: hidden channels as a multiple of the width (default 2)"""
+    convolution: Annotated[int, Range(least=0, most=1000)] | None = None
+    """mingru, minlstm, mamba: size of the causal convolution before the cell, 0 for none (default 4)"""
+    gate_bias: float | None = None
+    """mingru, minlstm, gru, lstm: initial bias of the gates towards keeping the past (default 0; lstm: 1)"""
+    d_state: Annotated[int, Range(least=1, most=2**16)] | None = None
+    """mamba, s4d: numbers of state that each channel has (default 16; s4d: 64)"""
+    heads: Count | None = None
+    """attention: number of heads (default: width / 32)"""
+    window: Count | None = None
+    """attention: how far back it sees, which is also the length of its cache (default: data.context)"""
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    mixer: MixerName | list[MixerName] = "mingru"
+    """what mixes over time: mingru, minlstm, attention, mamba, s4d, gru, lstm, and for timing gru_reference and
+    lstm_reference; or a list, one per layer"""
+    options: MixerOptions = field(default_factory=MixerOptions)
+    """options of the mixers; each goes to the mixers that have it"""
+    width: Annotated[int, Range(least=1, most=2**16)] = 128
+    """channels of the residual stream"""
+    layers: Annotated[int, Range(least=1, most=1000)] = 3
+    """number of blocks"""
+    mlp: Literal["relu2", "gelu", "swiglu", "none"] = "relu2"
+    """activation of the MLP, or none for blocks without one"""
+    mlp_expansion: Annotated[float, Range(above=0, most=100)] = 4.0
+    """hidden channels of the MLP as a multiple of the width (swiglu takes two thirds of it: equal parameters)"""
+    dropout: Fraction = 0.0
+    """dropout on the embedding and on what each mixer and MLP adds"""
+    compile: bool = False
+    """torch.compile the whole model; needs a C++ compiler, and about a minute at the start"""
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and the learning-rate schedule."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for all"""
+    lr: Annotated[float, Range(above=0, most=1000)] | None = None
+    """peak learning rate of AdamW (default: 0.01 for what it has beside Muon, 0.002 for all)"""
+    muon_lr: Annotated[float, Range(above=0, most=1000)] = 0.02
+    """peak learning rate of Muon"""
+    weight_decay: NonNegative = 0.1
+    """decoupled weight decay, on matrices only"""
+    beta1: Fraction = 0.9
+    """AdamW's decay of the first moment"""
+    beta2: Fraction = 0.99
+    """AdamW's decay of the second moment"""
+    momentum: Fraction = 0.95
+    """Muon's (Nesterov) momentum"""
+    warmup_steps: Natural = 50
+    """steps of linear warm-up"""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """how the rate falls over the budget; constant: flat, then linear over the last `decay` of it"""
+    decay: Share = 0.2
+    """share of the budget over which the constant schedule decays at the end"""
+    final_lr: Share = 0.0
+    """learning rate at the end as a fraction of the peak"""
+    clip: NonNegative = 1.0
+    """largest norm of the gradient; 0 for no clipping"""
+
+
+@dataclass
+class TrainerConfig:
+    """How long, and on what, to train."""
+
+    max_steps: Count | None = None
+    """stop after so many optimiser steps: such a run is reproducible to the bit on a CPU"""
+    max_minutes: Positive | None = None
+    """stop after so many minutes of training, validation excluded (default: 2); the schedule follows the clock"""
+    precision: Literal["auto", 32, "bf16-mixed", "16-mixed"] = "auto"
+    """auto: bf16-mixed on a GPU that has it, else 32"""
+    accumulate: Count = 1
+    """cut each batch into so many parts and add up their gradients"""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """where to train"""
+    devices: Count = 1
+    """number of devices in each node"""
+    strategy: str = "auto"
+    """Lightning's strategy, such as ddp"""
+    num_nodes: Count = 1
+    """number of machines"""
+
+
+@dataclass
+class EvalConfig:
+    """What happens at a validation."""
+
+    every: Count = 250
+    """steps between validations; each also writes a sample and a checkpoint"""
+    sample_chars: Natural = 240
+    """length of the sample written at each validation; 0 for none"""
+    prompt: FreeText = "\n"
+    """what the sample continues"""
+
+
+@dataclass
+class LogConfig:
+    """Where metrics go."""
+
+    every: Count = 10
+    """steps between rows of metrics.csv"""
+    wandb: Literal["disabled", "offline", "online"] = "offline"
+    """Weights & Biases; offline writes into the run folder only, for `wandb sync` or `wandb leet` later"""
+    project: str = "char-lm"
+    """project that the run belongs to at Weights & Biases"""
+    group: str | None = None
+    """group that the run belongs to at Weights & Biases (default: the mixer)"""
+
+
+@dataclass
+class Config:
+    """All options of a training run."""
+
+    name: str | None = None
+    """name of the run's folder (default: mixer and time)"""
+    seed: Annotated[int, Range(least=0, most=2**63 - 1)] = 1
+    """seed of the weights, the batches, the dropout and the samples"""
+    runs: str = "runs"
+    """folder of the run folders"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def mixer_name(self) -> str:
+        """The mixers in short: `mingru`, or `mingru+attention` for a hybrid."""
+        mixer = self.model.mixer
+        return mixer if isinstance(mixer, str) else "+".join(dict.fromkeys(mixer))
+
+    def flat(self) -> dict[str, Any]:
+        """All options by their full names: {"model.width": 128, ...}."""
+        return dict(_flatten(self, ""))
+
+    def update(self, values: dict[str, Any]) -> None:
+        """Set options by their full names."""
+        for key, value in values.items():
+            section, _, name = key.rpartition(".")
+            setattr(functools.reduce(getattr, section.split("."), self) if section else self, name, value)
+
+    def to_yaml(self) -> str:
+        """The file that `--config` reads."""
+        return write_yaml({"version": VERSION} | asdict(self))
+
+
+def _flatten(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(section).items():
+        if is_dataclass(value):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+DEFAULT_LR = {"muon": 0.01, "adamw": 0.002}
+FIELDS = fields(Config)
+"""Every option by its full name: {"model.width": Field(...), ...}."""
+SECTIONS = {key.rpartition(".")[0] for key in FIELDS if "." in key} | {
+    key.split(".")[0] for key in FIELDS if "." in key
+}

@@ -1,0 +1,180 @@
+"""The configuration of a run: defaults < YAML files < command line, checked."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from lm.config.command import Parser
+from lm.config.fields import REPEATED, nearest
+from lm.config.options import COPYING, DEFAULT_LR, FIELDS, SECTIONS, VERSION, Config, TrainerConfig
+from lm.config.strict_yaml import LARGEST, read_yaml
+from lm.files import UserError, read_text, shorten
+
+USAGE = "[--config FILE] [--resume RUN [--allow_changes]] [--section.key value ...]"
+
+
+@dataclass
+class Start:
+    """Train a character-level language model; the defaults take two minutes on a laptop."""
+
+    config: Annotated[list[str], REPEATED] = field(default_factory=list)
+    """YAML file with options; see configs/"""
+    resume: str | None = None
+    """go on with this run (a name or a path), with its options"""
+    allow_changes: bool = False
+    """resume with changed options all the same; the run folder notes them"""
+
+
+def read_words(words: list[str], prog: str = "char-lm train") -> tuple[Start, dict[str, Any]]:
+    """What a command line sets: how to start, and options of the run by their full names.
+
+    Raises:
+        UserError: an option is unknown, or its value is wrong by itself.
+    """
+    given = Parser(prog, USAGE, Start, Config, dashes="").read(words)
+    start = {key: given.pop(key) for key in vars(Start()) if key in given}
+    return Start(**start), given
+
+
+def resolve(given: dict[str, Any], files: Iterable[str] = (), saved: Config | None = None) -> Config:
+    """The configuration that options, over files, over a saved configuration or the defaults give.
+
+    Args:
+        given: options by their full names.
+        files: paths of YAML files, later ones over earlier ones.
+        saved: takes the place of the defaults; it is left as it is.
+
+    Raises:
+        UserError: a file cannot be read, or a value is wrong or does not fit the others.
+    """
+    config = Config()
+    config.update(saved.flat() if saved else {})
+    for file in files:
+        config.update(read_options(read_text(Path(file), LARGEST), file))
+    config.update(given)
+    _check_fields(config)
+    _set_budget(config.trainer, given)
+    _complete(config)
+    return config
+
+
+def parse(words: list[str], saved: Config | None = None) -> Config:
+    """The configuration that a command line gives; see `read_words` and `resolve`."""
+    start, given = read_words(words)
+    return resolve(given, start.config, saved)
+
+
+def from_yaml(text: str, source: str | os.PathLike[str] = "config") -> Config:
+    """The configuration that `Config.to_yaml` wrote, checked.
+
+    Args:
+        text: in YAML.
+        source: the file that it is from, for error messages.
+
+    Raises:
+        UserError: it is not YAML, or has an unknown option, a wrong type or a wrong value, or is of a newer version.
+    """
+    config = Config()
+    try:
+        config.update(read_options(text, ""))
+        _check_fields(config)
+        _complete(config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return config
+
+
+def read_options(text: str, source: str) -> dict[str, Any]:
+    """What a YAML file sets, flat: {"model.width": 128, ...}; its version is looked at and left out.
+
+    Raises:
+        UserError: it is not a file of options that this program knows.
+    """
+    prefix = f"{source}: " if source else ""
+    try:
+        values = read_yaml(text)
+        if not isinstance(values, dict):
+            raise UserError(f"expected lines `key: value`, not {shorten(values)}")
+        version = values.pop("version", VERSION)
+        if type(version) is not int or version < 1:
+            raise UserError(f"version: expected a whole number of at least 1, not {shorten(version)}")
+        if version > VERSION:
+            raise UserError(f"version {version} is newer than this program, which knows {VERSION}: update the program")
+        return dict(_options(values, ""))
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def _options(section: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        key = f"{prefix}{name}"
+        if key in SECTIONS:
+            if not isinstance(value, dict):
+                raise UserError(f"{key}: expected a section of options, not {shorten(value)}")
+            yield from _options(value, f"{key}.")
+        elif key in FIELDS and isinstance(name, str):
+            yield key, value
+        else:
+            raise UserError(f"unknown key {shorten(key)} in the file" + nearest(key, [*SECTIONS, *FIELDS]))
+
+
+def _check_fields(config: Config) -> None:
+    for key, value in config.flat().items():
+        FIELDS[key].check(value)
+
+
+def _set_budget(trainer: TrainerConfig, given: dict[str, Any]) -> None:
+    """Keep one budget: the one on the command line, else the one in the file, else two minutes."""
+    if trainer.max_steps is not None and trainer.max_minutes is not None:
+        steps_given, minutes_given = "trainer.max_steps" in given, "trainer.max_minutes" in given
+        if steps_given == minutes_given:
+            raise UserError("give trainer.max_steps or trainer.max_minutes, not both")
+        setattr(trainer, "max_minutes" if steps_given else "max_steps", None)
+    if trainer.max_steps is None and trainer.max_minutes is None:
+        trainer.max_minutes = 2.0
+
+
+def _complete(config: Config) -> None:
+    """Refuse options that do not fit together, and fill in the defaults that depend on others."""
+    _check_model(config)
+    _check_data(config)
+    if config.name is not None and not re.fullmatch(r"\w[\w.+=-]{0,99}", config.name):
+        raise UserError(f"name {shorten(config.name)!r}: use letters, digits and . _ + = -, at most 100")
+    if config.optim.lr is None:
+        config.optim.lr = DEFAULT_LR[config.optim.name]
+    mixers = [config.model.mixer] if isinstance(config.model.mixer, str) else config.model.mixer
+    if config.model.options.window is None and "attention" in mixers:
+        config.model.options.window = config.data.context
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if not isinstance(model.mixer, str) and len(model.mixer) != model.layers:
+        raise UserError(f"model.mixer names {len(model.mixer)} layers and model.layers says {model.layers}")
+    if model.width % 2:
+        raise UserError(f"model.width must be even, not {model.width}")
+    expansions = {"model.options.expansion": model.options.expansion, "model.mlp_expansion": model.mlp_expansion}
+    for key, value in expansions.items():
+        if value is not None and value * model.width < 3:
+            raise UserError(f"{key} {value:g} leaves fewer than 3 channels of width {model.width}; take a larger one")
+
+
+def _check_data(config: Config) -> None:
+    data, trainer = config.data, config.trainer
+    parts = trainer.accumulate * trainer.devices * trainer.num_nodes
+    if data.batch_size % parts:
+        raise UserError(
+            f"data.batch_size {data.batch_size} cannot be cut into {parts} equal parts "
+            "(trainer.accumulate x trainer.devices x trainer.num_nodes)"
+        )
+    if data.sampling == "streams" and data.corpus == COPYING:
+        raise UserError("data.sampling streams needs a text; selective_copying has problems, each from a zero state")
+    if data.sampling == "streams" and trainer.devices * trainer.num_nodes > 1:
+        raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
+    if data.batch_size * data.context > 2**28:
+        raise UserError(
+            f"data.batch_size {data.batch_size} x data.context {data.context}: more than 2^28 characters in a step"
+        )

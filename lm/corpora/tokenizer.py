@@ -1,0 +1,98 @@
+"""Characters <-> ids, exact and lossless.
+
+Ids follow the code points of the corpus' characters, so that tiny_shakespeare's 65 equal nanoGPT's; the last id is the
+unknown. The saved artefact is a `tokenizers` file that the Hugging Face library reads as it is; a numpy table over
+UTF-32 does bulk work 300 times faster, with equal results (a test compares them).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lm.files import SURROGATE, UserError, read_text
+
+UNKNOWN = "\ufffd"
+"""What an unknown id decodes to: the Unicode replacement character."""
+
+
+CODE_POINTS = 0x110000
+
+
+PIECE = 2**22
+"""Characters that are encoded at a time."""
+
+
+LARGEST = 2**28
+"""Bytes of a tokenizer file; the largest possible one has a sixth of it."""
+
+
+class CharTokenizer:
+    """One id per character.
+
+    Args:
+        characters: the vocabulary, in any order; duplicates and U+FFFD are dropped.
+
+    Raises:
+        UserError: they are not text, or hold lone surrogates, which no UTF-8 file has.
+    """
+
+    def __init__(self, characters: str) -> None:
+        if not isinstance(characters, str) or SURROGATE.search(characters):
+            raise UserError("the characters of this tokenizer are not Unicode text")
+        self.characters = "".join(sorted(set(characters) - {UNKNOWN}))
+        self.unknown = len(self.characters)
+        self.dtype = np.dtype(np.uint16 if self.unknown < 2**16 else np.uint32)
+        self._code_points = np.append(_code_points(self.characters), ord(UNKNOWN)).astype(np.uint32)
+        self._table: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of ids, the unknown included."""
+        return self.unknown + 1
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of the characters (len(text),), uint16 or uint32. A character outside the vocabulary is `unknown`."""
+        if self._table is None:
+            self._table = np.full(CODE_POINTS, self.unknown, dtype=self.dtype)
+            self._table[self._code_points[:-1]] = np.arange(self.unknown, dtype=self.dtype)
+        ids = np.empty(len(text), dtype=self.dtype)
+        for i in range(0, len(text), PIECE):  # of a gigabyte at once, UTF-32 and numpy's index would take twelve
+            ids[i : i + PIECE] = self._table[_code_points(text[i : i + PIECE])]
+        return ids
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        """The text of ids (n,)."""
+        return self._code_points[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def missing(self, text: str) -> str:
+        """The distinct characters of a text that have no id, in code-point order."""
+        return "".join(sorted(set(text) - set(self.characters)))
+
+    def to_json(self) -> str:
+        """The content of a `tokenizers` file: characters as the vocabulary of a BPE without merges."""
+        from tokenizers import Tokenizer, decoders, models
+
+        vocabulary = {c: i for i, c in enumerate(self.characters)} | {UNKNOWN: self.unknown}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN, fuse_unk=False))
+        tokenizer.decoder = decoders.Fuse()
+        return tokenizer.to_str(pretty=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "CharTokenizer":
+        """Read a file that `to_json` made.
+
+        Raises:
+            UserError: it is not one, or its ids are not in code-point order.
+        """
+        try:
+            vocabulary = json.loads(read_text(path, LARGEST))["model"]["vocab"]
+            tokenizer = cls("".join(vocabulary))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} is not a tokenizer file: {error!r}") from None
+        if vocabulary != {c: i for i, c in enumerate(tokenizer.characters + UNKNOWN)}:
+            raise UserError(f"{path} is not a character tokenizer made by this program")
+        return tokenizer
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

@@ -1,0 +1,170 @@
+"""`char-lm export`: a trained model as files to pass on.
+
+FOLDER/
+  model.safetensors  the weights; its metadata says the format's version and where they come from
+  config.yaml        the configuration of the run
+  tokenizer.json     a `tokenizers` file
+  README.md          the same in words: losses, command, provenance
+
+`lm.load`, `char-lm generate` and `char-lm evaluate` take such a folder as they take a run. It holds data only, never code.
+"""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from lm.config.fields import POSITIONAL
+from lm.config.strict_yaml import LARGEST
+from lm.files import UserError, read_text
+from lm.runs.load import FORMAT, VERSION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm.runs.load import Trained
+
+
+USAGE = "RUN FOLDER [--which best|last] [--weights float32|bfloat16]"
+
+
+@dataclass
+class Options:
+    """Write a model's weights, configuration and tokenizer into a new folder, as data."""
+
+    run: Annotated[str, POSITIONAL]
+    """a run's name or folder, a checkpoint file, or an exported folder"""
+    folder: Annotated[str, POSITIONAL]
+    """the folder to make"""
+    which: Literal["best", "last"] = "best"
+    """which checkpoint of a run"""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is half the size, and inexact"""
+
+
+def run(options: Options) -> int:
+    """The command."""
+    export(options.run, Path(options.folder), options.which, options.weights)
+    print(f"wrote {options.folder}; use it with: char-lm generate {options.folder}", file=sys.stderr)
+    return 0
+
+
+def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weights: str = "float32") -> None:
+    """Write the folder, whole or not at all.
+
+    Raises:
+        UserError: there is no such model, the folder exists, or it cannot be written.
+    """
+    from safetensors.torch import save
+
+    from lm.runs.load import load_with_config, read_trained
+
+    if folder.exists():
+        raise UserError(f"{folder} exists; give another folder, or remove it first")
+    path = _source(os.fspath(run), which)
+    load_with_config(path)  # refuses what does not fit together
+    saved = read_trained(path)
+    about = provenance(saved, weights)
+    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
+    files = {
+        "model.safetensors": save(converted(saved.weights, weights), metadata),
+        "config.yaml": saved.config.to_yaml().encode(),
+        "tokenizer.json": saved.tokenizer.to_json().encode(),
+        "README.md": card(about).encode(errors="replace"),
+    }
+    try:
+        _write_folder(folder, files)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from None
+
+
+def _source(run: str, which: str) -> Path:
+    """The checkpoint file or export folder to read."""
+    from lm.runs.load import locate
+
+    path = locate(run)
+    if which == "last" and path.name == "best.ckpt" and not Path(run).is_file():
+        path = path.with_name("last.ckpt")
+        if not path.exists():
+            raise UserError(f"no checkpoint {path}")
+    return path
+
+
+def converted(weights: "dict[str, Tensor]", name: str) -> "dict[str, Tensor]":
+    """The weights in this type."""
+    import torch
+
+    return {key: weight.to(getattr(torch, name)).contiguous() for key, weight in weights.items()}
+
+
+def provenance(saved: "Trained", weights: str) -> dict[str, Any]:
+    """Where weights come from, as far as it is known: of a checkpoint in its run folder, everything."""
+    from lm.runs.folder import Run
+
+    if saved.path.name == "model.safetensors":
+        return saved.about | {"weights": weights}
+    folder = Run(saved.path.parent.parent)
+    about: dict[str, Any] = {"run": saved.config.name, "checkpoint": saved.path.name, "step": saved.about["step"]}
+    about |= {"mixer": saved.config.mixer_name, "corpus": saved.config.data.corpus, "seed": saved.config.seed}
+    about |= {"parameters": sum(weight.numel() for weight in saved.weights.values()), "weights": weights}
+    if (folder.path / "config.yaml").is_file():
+        about["losses"] = folder.losses_at(saved.about["step"])
+        with suppress(UserError, ValueError, RecursionError, TypeError, KeyError, IndexError):
+            environment = json.loads(read_text(folder.path / "environment.json", LARGEST))
+            environment["command"][0] = Path(environment["command"][0]).name  # not where this machine has it
+            about["environment"] = environment
+    return about
+
+
+def card(about: dict[str, Any]) -> str:
+    """README.md of an export."""
+    environment = about.get("environment", {})
+    losses = about.get("losses", {})
+    lines = [
+        f"# A character-level {about.get('mixer', 'language')} model",
+        "",
+        f"{about.get('parameters', 0):,} parameters, {about.get('weights')}; its configuration is in config.yaml.",
+        "No file here holds code.",
+        "",
+        f"- trained on {about.get('corpus')}, the first nine tenths; losses are of the last tenth",
+        f"- run {about.get('run')}, {about.get('checkpoint')}, step {about.get('step')}, seed {about.get('seed')}",
+    ]
+    names = (("val/loss", "windowed"), ("val/loss_streaming", "streaming"))
+    lines += [
+        f"- {text} loss {losses[name]:.4f} nats per character ({losses[name] / math.log(2):.4f} bits)"
+        for name, text in names
+        if name in losses
+    ]
+    if about.get("weights") != "float32" and losses:
+        lines += ["- the losses are those of the float32 weights that these were rounded from"]
+    if environment:
+        words, versions = environment.get("command"), environment.get("packages")
+        command = shlex.join(["python", *map(str, words if isinstance(words, list) else [])])
+        versions = versions if isinstance(versions, dict) else {}
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines += [f"- trained by `{command}` on {environment.get('cores')} cores ({environment.get('processor')})"]
+        lines += [f"- with Python {environment.get('python')}, {packages}"]
+    lines += ["", "This file was written by `char-lm export`. Use the folder where a run is asked for:", ""]
+    return "\n".join([*lines, "    char-lm generate FOLDER", "    char-lm evaluate FOLDER", ""])
+
+
+def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part.mkdir()
+    try:
+        for name, data in files.items():
+            with (part / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

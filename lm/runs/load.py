@@ -1,0 +1,165 @@
+"""Trained models from run folders, checkpoint files and exports."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm.config.options import Config
+from lm.config.resolve import from_yaml
+from lm.config.strict_yaml import LARGEST
+from lm.corpora.tokenizer import CharTokenizer
+from lm.files import DATA, UserError, read_text
+from lm.runs.checkpoint import read_checkpoint
+from lm.runs.folder import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm.model import LanguageModel
+
+
+PRETRAINED = DATA / "pretrained"
+"""The small model that comes with this program, as `lm.export` wrote it."""
+
+
+def load(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer]":
+    """A trained model in eval mode on the CPU, and its tokenizer.
+
+    Args:
+        path: a run folder (its best checkpoint), a name under `runs`, a checkpoint file, a folder that `lm.export`
+            wrote, or "pretrained" for the small model that comes with this program.
+
+    Raises:
+        UserError: there is nothing to load there, or it does not fit together.
+    """
+    model, tokenizer, _ = load_with_config(path)
+    return model, tokenizer
+
+
+def load_with_config(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer, Config]":
+    """As `load`, with the configuration of the run."""
+    from lm.model import LanguageModel
+
+    saved = read_trained(locate(os.fspath(path)))
+    problem = _missized(saved)  # before memory is taken for what a stranger's configuration asks for
+    if not problem:
+        model = LanguageModel(len(saved.tokenizer), saved.config.model)
+        problem = _mismatch(saved, model.state_dict())
+    if problem:
+        raise UserError(f"{saved.path}: its weights do not fit its configuration: {problem}")
+    model.load_state_dict(saved.weights)
+    return model.eval(), saved.tokenizer, saved.config
+
+
+def locate(name: str, runs: str = "runs") -> Path:
+    """The checkpoint file or export folder that a name or path means; an empty name means the newest run.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    if name and os.path.isfile(path):
+        return path.parent if path.name == "model.safetensors" else path
+    if name and os.path.isfile(path / "model.safetensors"):
+        return path
+    if name == PRETRAINED.name and not any(
+        os.path.isfile(folder / "config.yaml") for folder in (path, Path(runs) / name)
+    ):
+        return PRETRAINED
+    run = Run.find(name, runs)
+    for checkpoint in ("best.ckpt", "last.ckpt", "previous.ckpt"):
+        if (run.checkpoints / checkpoint).exists():
+            return run.checkpoints / checkpoint
+    raise UserError(f"{run.path}: no checkpoint there yet")
+
+
+@dataclass
+class Trained:
+    """What a checkpoint or an export holds."""
+
+    path: Path
+    weights: "dict[str, Tensor]"
+    config: Config
+    tokenizer: CharTokenizer
+    about: dict[str, Any]
+    """where it comes from: of an export its provenance, of a checkpoint its step"""
+
+
+def read_trained(path: Path) -> Trained:
+    """Read a checkpoint file or an export folder.
+
+    Raises:
+        UserError: it is missing, damaged, or not one of these.
+    """
+    if path.is_dir():
+        from lm.runs.load import read_export
+
+        return read_export(path)
+    checkpoint = read_checkpoint(path)
+    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    tokenizer = CharTokenizer(checkpoint["characters"])
+    step = checkpoint.get("global_step")
+    about = {"step": step if isinstance(step, int) else None}
+    return Trained(path, weights, from_yaml(checkpoint["config"], path), tokenizer, about)
+
+
+def _missized(saved: Trained) -> str:
+    """Where the size of the model is not that of its weights; empty where it is."""
+    model, ids = saved.config.model, len(saved.tokenizer)
+    layers = len({name.split(".")[1] for name in saved.weights if name.startswith("blocks.")})
+    embedding = saved.weights.get("embedding.weight")
+    if embedding is None or embedding.ndim != 2:
+        return "embedding.weight is missing"
+    if embedding.shape[0] != ids:
+        return f"they are for {embedding.shape[0]} ids and the tokenizer has {ids}"
+    if (embedding.shape[1], layers) != (model.width, model.layers):
+        return f"they are of {layers} layers of width {embedding.shape[1]}, not {model.layers} of {model.width}"
+    return ""
+
+
+def _mismatch(saved: Trained, expected: "dict[str, Tensor]") -> str:
+    """The first thing that weights miss, have too many, or have in another shape; empty where all fit."""
+    for name in sorted(expected.keys() ^ saved.weights.keys()):
+        return f"{name} is {'missing' if name in expected else 'not a weight of this model'}"
+    for name, weight in saved.weights.items():
+        if weight.shape != expected[name].shape or not weight.is_floating_point() or weight.is_sparse:
+            found, right = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (weight, expected[name]))
+            return f"{name} is {found}, not {right}"
+    return ""
+
+
+FORMAT, VERSION = "char-lm", 1
+"""What the metadata of model.safetensors says."""
+
+
+def read_export(folder: Path) -> "Trained":
+    """A folder that `export` wrote.
+
+    Raises:
+        UserError: it is damaged, not one of these, or written by a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from lm.runs.load import Trained
+
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path}: not exported by this program (char-lm export)")
+            if int(metadata["version"]) > VERSION:
+                raise UserError(f"{path}: exported by a newer version of this program (format {metadata['version']})")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(metadata["about"])
+        if not isinstance(about, dict):
+            raise ValueError("its provenance is no record")
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no model.safetensors there; is the folder whole?") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, or not an exported model: {error}") from None
+    options = folder / "config.yaml"
+    config = from_yaml(read_text(options, LARGEST), options)
+    return Trained(path, weights, config, CharTokenizer.load(folder / "tokenizer.json"), about)

@@ -1,0 +1,87 @@
+"""When checkpoints are saved, and how Lightning reads and writes them."""
+
+import signal
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import CheckpointIO
+from tqdm import tqdm
+
+from lm.files import alias
+from lm.runs.checkpoint import read_checkpoint, save_atomically
+from lm.runs.folder import Run
+from lm.training.errors import Interrupted
+from lm.training.recorder import Recorder
+
+
+class Checkpoints(Callback):
+    """Saves at every validation, and when a signal asks for the end: last, the one before it, and the best."""
+
+    def __init__(self, run: Run, recorder: Recorder) -> None:
+        self.folder, self.recorder = run.checkpoints, recorder
+        self.signalled = False
+        self.previous_handlers: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous_handlers[number] = signal.signal(number, self._signal)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._keep_best(trainer)  # a crash may have come between the two names
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
+
+    def _signal(self, number: int, frame: Any) -> None:
+        """Finish the step, save, stop. A second signal acts at once."""
+        if self.signalled and number == signal.SIGINT:
+            raise Interrupted
+        self.signalled = True
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+        tqdm.write("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        config = pl_module.config
+        whole_step = batch["part"] + 1 == config.trainer.accumulate
+        validates_next = trainer.should_stop or trainer.global_step % config.eval.every == 0  # and saves
+        if whole_step and not validates_next and self._asked_to_stop(trainer):
+            self.recorder.require_sane(outputs["loss"].item(), "training", trainer.global_step)
+            self._save(trainer)
+            raise Interrupted
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.clock.stop()
+        self._save(trainer)
+        self._keep_best(trainer)
+        pl_module.clock.start()
+        if not trainer.should_stop and self._asked_to_stop(trainer):
+            raise Interrupted
+
+    def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has a signal: they must leave training after the same step."""
+        return trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+
+    def _keep_best(self, trainer: pl.Trainer) -> None:
+        """Name the checkpoint of this step the best, if it is."""
+        if trainer.is_global_zero and 0 < self.recorder.best_step == trainer.global_step:
+            alias(self.folder / "last.ckpt", "best.ckpt")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Checkpoints that are whole or absent, and are read as data; a new one keeps the one before it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_atomically(checkpoint, path, "previous.ckpt")
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        path.unlink()

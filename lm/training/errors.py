@@ -1,0 +1,36 @@
+"""Errors that a training run can hit, as one-line messages."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lm.files import UserError
+
+
+class Diverged(Exception):
+    """The loss is no longer a number, or far above that of guessing."""
+
+
+class Interrupted(Exception):
+    """The user, or the system, asked to stop."""
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """What a machine can have against a training, as one line.
+
+    Raises:
+        UserError: memory is short, or another process of this training is gone.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+            raise UserError(
+                "out of memory: lower data.batch_size, data.context or model.width, or raise trainer.accumulate"
+            ) from error
+        if "by peer" in text:  # gloo: "Connection closed by peer", "Connection reset by peer"
+            raise UserError("another process of this training has died") from error
+        raise

@@ -1,0 +1,66 @@
+"""The progress bar of training."""
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from tqdm import tqdm
+
+from lm.training.recorder import Recorder
+
+
+class ProgressBar(pl.callbacks.ProgressBar):
+    """One line on stderr: share of the budget, step, losses, speed, time left. In a file, a plain line now and then."""
+
+    PLAIN_EVERY = 10.0  # seconds
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.bar: tqdm | None = None
+        self.last_plain = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls this in all processes but the first."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.last_plain = time.monotonic()
+        if sys.stderr.isatty() and trainer.is_global_zero:
+            form = "{percentage:3.0f}% {bar:20} {postfix}"
+            self.bar = tqdm(total=1.0, bar_format=form, mininterval=0.2, dynamic_ncols=True, file=sys.stderr)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        progress = min(1.0, pl_module.clock.progress(trainer.global_step))
+        if self.bar is not None:
+            text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(progress - self.bar.n)
+        elif trainer.is_global_zero and time.monotonic() - self.last_plain >= self.PLAIN_EVERY:
+            self.last_plain = time.monotonic()
+            text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
+            print(f"{progress:4.0%}  {text}", file=sys.stderr, flush=True)
+
+    def _text(self, progress: float, step: int, seconds: float) -> str:
+        latest = self.recorder.latest
+        parts = [f"step {step}"]
+        parts += [f"loss {latest['train/loss']:.3f}"] if "train/loss" in latest else []
+        parts += [f"val {latest['val/loss']:.3f}"] if "val/loss" in latest else []
+        parts += [f"accuracy {latest['val/accuracy']:.1%}"] if "val/accuracy" in latest else []
+        parts += [f"{latest['chars_per_second'] / 1000:.1f}k chars/s"] if "chars_per_second" in latest else []
+        if progress > 0:
+            left = seconds * (1 - progress) / progress
+            parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
+        return ", ".join(parts)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.refresh()
+            self.bar.close()
+            self.bar = None

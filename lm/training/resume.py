@@ -1,0 +1,50 @@
+"""What may change when a run is resumed."""
+
+from typing import TYPE_CHECKING, Any
+
+from lm.config.options import Config
+from lm.files import UserError
+
+if TYPE_CHECKING:
+    from lm.runs.checkpoint import Saved
+    from lm.runs.folder import Run
+
+
+RESUMABLE = ("trainer.max_steps", "trainer.max_minutes", "log.", "name", "runs")
+"""Options that may change when a run is resumed; others would make it another run, and take --allow_changes."""
+
+
+CHANGEABLE_MODEL = ("model.dropout", "model.compile")
+"""Options of the model that its weights do not depend on."""
+
+
+CARRIED = ("data.sampling", "data.batch_size", "trainer.accumulate")
+"""Options that the state carried by data.sampling streams depends on."""
+
+
+def changes(before: Config, now: Config, allowed: bool, run: "Run") -> dict[str, list[Any]]:
+    """The options that differ: {name: [before, now]}.
+
+    Raises:
+        UserError: one of them may not, or not unless it is asked for.
+    """
+    old, new = before.flat(), now.flat()
+    changed = {key: [old[key], value] for key, value in new.items() if value != old[key]}
+    for key, (value, _) in changed.items():
+        fixed = (key.startswith("model.") and key not in CHANGEABLE_MODEL) or key == "optim.name"
+        if fixed or (key in CARRIED and "streams" in (before.data.sampling, now.data.sampling)):
+            raise UserError(f"{key} is {value} in {run.path} and cannot change on resuming; start a new run")
+        if not key.startswith(RESUMABLE) and not allowed:
+            raise UserError(
+                f"{key} is {value} in {run.path}, and another value makes it another run: "
+                "start a new one, or accept that with --allow_changes"
+            )
+    return changed
+
+
+def used_up(config: Config, saved: "Saved") -> bool:
+    """Whether a checkpoint stands at the end of the budget."""
+    budget = config.trainer
+    if budget.max_steps is not None:
+        return saved.step >= budget.max_steps
+    return saved.seconds >= 60 * (budget.max_minutes or 0)

@@ -1,0 +1,114 @@
+"""Lightning's trainer: devices, precision, logger."""
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lm.config.options import Config
+from lm.files import UserError
+from lm.training.processes import is_helper, say
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from lm.runs.folder import Run
+
+
+def quieten() -> None:
+    """Lightning's hints on what this program has decided already."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", ".*srun.*"):
+        warnings.filterwarnings("ignore", message)
+
+
+def make_trainer(config: Config, run: "Run", precision: Any, callbacks: list[Any], checkpoint_io: Any) -> "pl.Trainer":
+    """Lightning's trainer for one endless epoch; the recorder ends it."""
+    import lightning.pytorch as pl
+
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=config.trainer.strategy,
+        precision=precision,
+        max_epochs=-1,
+        max_steps=-1,
+        accumulate_grad_batches=config.trainer.accumulate,
+        val_check_interval=config.eval.every * config.trainer.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=make_logger(config, run) or False,
+        callbacks=callbacks,
+        plugins=[checkpoint_io],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.path,
+    )
+
+
+def resolve_precision(config: Config) -> Any:
+    """`auto` as what the device does best."""
+    import torch
+
+    gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if config.trainer.precision == "16-mixed" and not gpu:
+        raise UserError("trainer.precision 16-mixed needs a GPU; on a CPU use 32 or bf16-mixed")
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 32
+
+
+def check_devices(config: Config, precision: Any) -> None:
+    """Refuse devices and strategies that Lightning does not have here, before a folder is made."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    wanted = config.trainer
+    try:
+        pl.Trainer(
+            accelerator=wanted.accelerator,
+            devices=wanted.devices,
+            num_nodes=wanted.num_nodes,
+            strategy=wanted.strategy,
+            precision=precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
+        asked = f"accelerator {wanted.accelerator}, {wanted.devices} devices, strategy {wanted.strategy!r}"
+        reason = str(error).split(". ")[0]
+        raise UserError(f"trainer: {asked} cannot be had here: {reason}; the default, auto, can") from None
+
+
+def make_logger(config: Config, run: "Run") -> Any:
+    """Weights & Biases with our names and x-axes, or None."""
+    if config.log.wandb == "disabled" or is_helper():
+        return None
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        say("wandb is not installed: metrics go to metrics.csv only")
+        return None
+    from lightning.pytorch.loggers import WandbLogger
+
+    from lm.runs.metrics import AXES
+
+    experiment = wandb.init(
+        mode=config.log.wandb,
+        project=config.log.project,
+        group=config.log.group or config.mixer_name,
+        name=config.name,
+        id=run.path.name,
+        resume="allow" if config.log.wandb == "online" else None,
+        dir=run.path,
+        config=config.flat(),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    for axis in AXES:
+        experiment.define_metric(axis, hidden=True)
+    experiment.define_metric("*", step_metric="step")
+    return WandbLogger(experiment=experiment, save_dir=run.path)
