@@ -79,18 +79,27 @@ class Field:
         Raises:
             UserError: names the option (after `prefix`), what it must be, and what it is.
         """
-        name = prefix + self.key
-        if not fits(value, self.kind):
-            expected = " or ".join(dict.fromkeys(map(str, choices(self.kind))) or dict.fromkeys(_words(self.kind)))
-            hint = nearest(value, map(str, choices(self.kind))) if isinstance(value, str) else ""
-            raise UserError(f"{name}: expected {expected}, not {shorten(value)}{hint}")
+        several = get_origin(self.kind) is list and isinstance(value, list)
+        kind = get_args(self.kind)[0] if several else self.kind
+        for item in value if several else [value]:
+            self._check_type(item, kind, prefix + self.key)
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str):
-                self._check_text(item, name)
-            elif isinstance(item, int | float) and not isinstance(item, bool):
-                for bound in (mark for mark in self.marks if isinstance(mark, Range)):
-                    if expected := bound.expected(item):
-                        raise UserError(f"{name} must be {expected}, not {shorten(item)}")
+            self._check_bounds(item, prefix + self.key)
+
+    def _check_type(self, value: Any, kind: Any, name: str) -> None:
+        if not fits(value, kind):
+            known = [str(choice) for choice in choices(kind)]
+            expected = " or ".join(known or dict.fromkeys(_words(kind)))
+            hint = nearest(value, known) if isinstance(value, str) else ""
+            raise UserError(f"{name}: expected {expected}, not {shorten(value)}{hint}")
+
+    def _check_bounds(self, value: Any, name: str) -> None:
+        if isinstance(value, str):
+            self._check_text(value, name)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            for bound in (mark for mark in self.marks if isinstance(mark, Range)):
+                if expected := bound.expected(value):
+                    raise UserError(f"{name} must be {expected}, not {shorten(value)}")
 
     def _check_text(self, text: str, name: str) -> None:
         free = FREE_TEXT in self.marks

@@ -15,8 +15,9 @@ import pytest
 import torch
 import yaml
 
+from lm import cli
 from lm.corpora.sources import read_text
-from lm.files import DATA
+from lm.files import DATA, UserError
 from tests.commands import compare, evaluate, export, generate, sweep, train
 from tests.conftest import SMALL
 
@@ -255,7 +256,7 @@ REFUSED = [
     ("train", "--resume {w}/runs/good --model.width 64", "model.width is 32 in "),
     # generate.py
     ("generate", "{w}/none", "no run "),
-    ("generate", "a" * 300, "no run "),
+    ("generate", "a" * 300, "is too long; no file or folder can have such a name"),
     ("generate", "{w}/hollow", "no run "),
     ("generate", "{w}/pipe", "no run "),
     ("generate", "{w}/loop", "no run "),
@@ -294,7 +295,7 @@ REFUSED = [
     ("compare", "{w}/none", "no run folder "),
     ("compare", "{w}/hollow", "no run in "),
     ("compare", "{w}/runs --target 0", "--target must be a number above 0"),
-    ("compare", "{w}/runs --target .nan", "--target must be a number above 0"),
+    ("compare", "{w}/runs --target .nan", "--target must be a finite number"),
     ("compare", "{w}/runs --metric loss", "--metric: expected val/loss or val/loss_streaming, not loss"),
     ("compare", "{w}/runs --x time", "--x: expected step or"),
     ("compare", "{w}/runs --port 65536", "--port must be between 0 and 65535"),
@@ -302,13 +303,13 @@ REFUSED = [
     ("compare", "{w}/runs --html {w}/hollow", "cannot write {w}/hollow: Is a directory"),
     ("compare", "{w}/runs --png {w}/corpus.txt/a.png", "cannot write {w}/corpus.txt/a.png: Not a directory"),
     ("compare", "{w}/runs --json {w}/loop/a", "cannot write {w}/loop/a: Too many levels"),
-    ("compare", "{w}/runs --csv {w}/" + "a" * 300, "File name too long"),
+    ("compare", "{w}/runs --csv {w}/" + "a" * 300, "is too long; no file or folder can have such a name"),
     ("compare", "{w}/runs --insert {w}/corpus.txt", "needs one line <!-- results: begin -->"),
     ("compare", "{w}/runs --insert {w}/latin1.txt", "byte 0xe9 at position 11"),
     ("compare", "{w}/runs --htm a", "did you mean --html?"),
     # lm.evaluate, lm.export, lm.sweep
     ("evaluate", "{w}/none", "no run "),
-    ("evaluate", "{w}/runs/good --contexts 0", "--contexts: must be at least 1, not 0"),
+    ("evaluate", "{w}/runs/good --contexts 0", "--contexts must be at least 1, not 0"),
     ("evaluate", "{w}/runs/good --contexts 5000", "--contexts: 5000 is not below the 1,200 characters"),
     ("evaluate", "{w}/runs/good --contexts many", "expected a whole number, not many"),
     ("evaluate", "{w}/runs/good --corpus {w}/utf16.txt", "UTF-16"),
@@ -391,9 +392,10 @@ def test_the_table_covers_every_program_and_most_options():
         ["train.py", "--modle.width", "3"],
         ["train.py", "--config", "/dev/zero"],
         ["generate.py", "--temperature", "-1"],
-        ["-m", "lm.compare", "nowhere"],
-        ["-m", "lm.export", "nowhere", "out"],
-        ["-m", "lm.sweep", "--mixers", "x"],
+        ["-m", "lm", "compare", "nowhere"],
+        ["-m", "lm", "nothing"],
+        ["-m", "lm", "export", "nowhere", "out"],
+        ["-m", "lm", "sweep", "--mixers", "x"],
     ],
     ids=" ".join,
 )
@@ -408,10 +410,76 @@ def test_a_folder_that_cannot_be_written(world, tmp_path):
         pytest.skip("needs setpriv, or a user other than root")
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o555)
-    words = [sys.executable, "-m", "lm.compare", "runs", "--html", str(folder / "a.html")]
+    words = [sys.executable, "-m", "lm", "compare", "runs", "--html", str(folder / "a.html")]
     drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.getuid() == 0 else []
     ran = subprocess.run([*drop, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 2 and "Permission denied" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("a\nb"), 2, "char-lm x: error: a b\n"),
+        (OSError(28, "No space left on device", "a.txt"), 2, "char-lm x: error: a.txt: No space left on device\n"),
+        (OSError("odd"), 2, "char-lm x: error: odd\n"),
+        (UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "invalid start byte"), 2, "0xff: invalid start byte"),
+        (MemoryError(), 2, "char-lm x: error: out of memory\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (BrokenPipeError(), 0, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_boundary_makes_a_line_and_a_code_of_an_error(error, code, message, capfd):
+    def fail() -> int:
+        raise error
+
+    stdout = os.dup(1)
+    try:
+        assert cli.boundary("char-lm x", fail) == code
+    finally:
+        os.dup2(stdout, 1)  # an error of the output leaves it on /dev/null
+        os.close(stdout)
+    told = capfd.readouterr().err
+    assert message in told and told.count("\n") == bool(message)
+
+
+def test_the_boundary_passes_exit_codes_and_bugs_on():
+    assert cli.boundary("char-lm x", lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        cli.boundary("char-lm x", lambda: 1 // 0)
+
+
+def test_the_command_itself(capsys):
+    assert cli.main([]) == cli.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in cli.COMMANDS)
+    assert cli.main(["trian"]) == 2
+    assert "unknown command trian; did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_or_says_how_it_is_used(name, capsys):
+    code: object = 0
+    try:
+        code = cli.main([name, "--help"])
+    except SystemExit as stopped:
+        code = stopped.code
+    told = capsys.readouterr()
+    assert f"usage: char-lm {name}" in told.out + told.err and code == (2 if name == "document" else 0)
+    assert len(told.out.splitlines()) < 100
+
+
+def test_a_full_disk_behind_stdout_is_one_line(world):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "lm", "compare", f"{world}/runs/good"]
+        ran = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1) and "No space left on device" in ran.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(world):
+    words = f"{sys.executable} -m lm compare {world}/runs/good | true"
+    ran = subprocess.run(["bash", "-o", "pipefail", "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def write(world: Path, run: str, *options: str) -> None:
@@ -437,7 +505,7 @@ def test_accepted_a_byte_order_mark_is_dropped_and_line_ends_are_kept(world, tmp
     (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfmodel:\r\n  width: 64\r\n")
     from lm.config.resolve import parse
 
-    assert parse(["--config", str(tmp_path / "c.yaml")])[0].model.width == 64
+    assert parse(["--config", str(tmp_path / "c.yaml")]).model.width == 64
     (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r")
     assert read_text(tmp_path / "t.txt") == "one\r\ntwo\r"
 
