@@ -39,7 +39,7 @@ performance: .venv/ready-test
 # docs/reliability.md: kills, damaged files, precisions; 40 minutes.
 reliability: .venv/ready-test
 	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads; do \
-	  $(BIN)/python -m lm.document docs/reliability.md python -m tests.$$words || exit; done
+	  $(BIN)/python -m lm document docs/reliability.md python -m tests.harness.$$words || exit; done
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .

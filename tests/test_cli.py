@@ -18,10 +18,9 @@ import yaml
 from lm import cli
 from lm.corpora.sources import read_text
 from lm.files import DATA, UserError
-from tests.commands import compare, evaluate, export, generate, sweep, train
+from tests.commands import ROOT, compare, evaluate, export, generate, sweep, train
 from tests.conftest import SMALL
 
-ROOT = Path(__file__).parent.parent
 PROGRAMS = {
     "train": train,
     "generate": generate,

@@ -1,15 +1,13 @@
 """Every config parses, says its command, and makes a model that trains for a step."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from lm.config.resolve import parse
 from lm.model import LanguageModel
 from lm.training.loss import nll
+from tests.commands import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 

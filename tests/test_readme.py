@@ -3,14 +3,12 @@
 import io
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from lm.config.resolve import parse
-from tests.commands import compare, evaluate, export, generate, train
+from tests.commands import ROOT, compare, evaluate, export, generate, train
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 PYTHON = [shlex.split(line, comments=True) for line in COMMANDS if "python " in line and "venv" not in line]

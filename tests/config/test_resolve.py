@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 from lm.config.options import Config
 from lm.config.resolve import Start, from_yaml, parse, read_words
 from lm.files import UserError
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import ROOT
 
 
 def test_defaults_file_and_command_line_in_that_order(tmp_path):

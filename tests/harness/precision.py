@@ -1,6 +1,6 @@
 """What bf16-mixed costs: the final validation loss of each mixer against float32's, mean of seeds.
 
-    python -m tests.precision [--mixers NAME ...] [--seeds N ...]
+    python -m tests.harness.precision [--mixers NAME ...] [--seeds N ...]
 
 Trains with train.py: 300 steps of a model of two layers of width 32. Prints a table in Markdown; a run with a NaN stops
 it. Exit code 1 if a mean differs by more than 0.01 nats per character.
@@ -47,7 +47,7 @@ def compare(mixer: str, seeds: Sequence[int]) -> tuple[list[float], list[float]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.precision", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.harness.precision", description=__doc__.splitlines()[0])
     parser.add_argument("--mixers", nargs="+", default=list(MIXERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     arguments = parser.parse_args()

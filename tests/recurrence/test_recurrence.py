@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 from lm import recurrence
 from lm.native import build as native
 from lm.recurrence import cpu, portable, reference
+from tests.commands import ROOT
 
-ROOT = Path(__file__).parent.parent
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 LENGTHS = [1, 2, 63, 257, 1000]
 WIDTHS = [1, 3, 24, 130]

@@ -19,16 +19,16 @@ from lm.files import DATA
 from lm.runs.checkpoint import read_checkpoint
 from lm.runs.folder import Run
 from lm.training.task import Task
-from tests.commands import train
+from tests.commands import ROOT, train
 from tests.conftest import SMALL
-from tests.crash import differences
-
-ROOT = Path(__file__).parent.parent
+from tests.harness.crash import differences
 
 
 def crash(*options: str) -> subprocess.CompletedProcess:
     """The harness, in a process of its own: it forks, which one with threads cannot."""
-    return subprocess.run([sys.executable, "-m", "tests.crash", *options], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "tests.harness.crash", *options], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_a_few_kills():

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lm.runs.folder import Run
-from tests.crash import metrics
-from tests.test_train import ROOT, start, wait_for_step
+from tests.harness.crash import metrics
+from tests.training.test_main import ROOT, start, wait_for_step
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 LOSSES = ("train/loss", "val/loss", "val/loss_streaming", "grad_norm")

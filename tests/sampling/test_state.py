@@ -12,8 +12,8 @@ from lm.files import UserError
 from lm.sampling import state
 from lm.sampling.decoder import Decoder, read
 from lm.sampling.packed import pack
-from tests.test_mixers import every_model
-from tests.test_sampling import GREEDY, LARGE, WILD, every_mixer, texts
+from tests.mixers.test_laws import every_model
+from tests.sampling.test_decoder import GREEDY, LARGE, WILD, every_mixer, texts
 
 HASH = "0" * 64
 

@@ -1,6 +1,6 @@
 """What another number of BLAS threads changes: one training with one thread and with two, compared as it goes.
 
-    python -m tests.threads
+    python -m tests.harness.threads
 
 Prints a table in Markdown: the losses of both at a few steps, and how far the final weights are apart.
 """
@@ -16,7 +16,7 @@ from lm.files import DATA
 from lm.runs.checkpoint import read_checkpoint
 from lm.runs.folder import Run
 from tests.conftest import SMALL
-from tests.crash import ROOT, metrics
+from tests.harness.crash import ROOT, metrics
 
 OPTIONS = "--trainer.max_steps 300 --eval.every 300 --log.every 1 --model.width 128 --data.batch_size 12".split()
 STEPS = (1, 10, 30, 100, 300)

@@ -1,7 +1,7 @@
 """Kill trainings with -9 and compare what they come to with one that nobody disturbed, to the bit.
 
-    python -m tests.crash --kills 30               at random moments
-    python -m tests.crash --kills 0 --calls all    at every call that changes what is on the disk, before and after it
+    python -m tests.harness.crash --kills 30               at random moments
+    python -m tests.harness.crash --kills 0 --calls all    at every call that changes what is on the disk, before and after it
 
 A kill lands anywhere in the life of the process: start-up, the first build of the kernels, steps, validation, the
 writing of files. Then the command is given again (`--resume`, or the first one where there is no run yet), and killed
@@ -35,10 +35,9 @@ from lm.files import DATA
 from lm.native import build as native
 from lm.runs.checkpoint import read_checkpoint
 from lm.training import recorder as training
-from tests.commands import train
+from tests.commands import ROOT, train
 from tests.conftest import SMALL
 
-ROOT = Path(__file__).parent.parent
 TIMES = ("train_seconds", "chars_per_second")
 EXACT = "--trainer.max_steps 60 --eval.every 6 --log.every 4 --model.dropout 0.1".split()
 STREAMS = "--data.sampling streams --trainer.accumulate 2".split()
@@ -242,7 +241,7 @@ def kill_randomly(kit: Kit, kills: int, own: int, chance: random.Random, tally: 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.harness.crash", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30, help="kills at random moments (default: 30)")
     parser.add_argument("--calls", default="0", help="kills at calls that write: a number, or all")
     parser.add_argument("--own", type=int, default=5, help="every so many random kills, a process of its own; 0: none")

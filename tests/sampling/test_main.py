@@ -14,10 +14,8 @@ import pytest
 from lm.corpora.sources import read_text
 from lm.files import DATA
 from lm.runs.load import PRETRAINED
-from tests.commands import evaluate, generate, train
+from tests.commands import ROOT, evaluate, generate, train
 from tests.conftest import SMALL
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lm import recurrence
 from lm.recurrence import cuda, portable, reference
-from tests.test_recurrence import PARTS, TOLERANCE, assert_close, error, inputs_of, loop, random_weights
+from tests.recurrence.test_recurrence import PARTS, TOLERANCE, assert_close, error, inputs_of, loop, random_weights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CELLS = ["mingru_scan", "minlstm_scan"]

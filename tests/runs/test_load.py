@@ -28,9 +28,9 @@ from lm.runs import export
 from lm.runs.checkpoint import read_checkpoint
 from lm.runs.folder import Run
 from lm.runs.load import load
-from tests import fuzz
 from tests.commands import compare, evaluate, generate, train
 from tests.fake_runs import fake_run
+from tests.harness import fuzz
 
 
 class Canary:

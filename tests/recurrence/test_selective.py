@@ -9,7 +9,7 @@ from torch import Tensor
 from lm import recurrence
 from lm.native.build import BuildError
 from lm.recurrence import portable, reference, selective
-from tests.test_recurrence import TOLERANCE, assert_close, outputs_of
+from tests.recurrence.test_recurrence import TOLERANCE, assert_close, outputs_of
 
 LENGTHS = [1, 2, 63, 257, 1000]
 pytestmark = pytest.mark.usefixtures("threads")

@@ -17,10 +17,8 @@ from lm.files import UserError
 from lm.runs.checkpoint import read_checkpoint
 from lm.runs.folder import Run
 from lm.runs.metrics import AXES, VALUES
-from tests.commands import train
+from tests.commands import ROOT, train
 from tests.conftest import SMALL
-
-ROOT = Path(__file__).parent.parent
 
 
 def rows(run: Path) -> list[dict[str, str]]:

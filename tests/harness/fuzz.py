@@ -1,4 +1,4 @@
-"""Damages run folders at random and loads them every way there is: `python -m tests.fuzz --minutes 10`.
+"""Damages run folders at random and loads them every way there is: `python -m tests.harness.fuzz --minutes 10`.
 
 Each input is a run folder or an export with one to four things wrong. Reading it must succeed or raise UserError with
 one printable line; anything else is a bug: its seed is printed and its folder kept. The page, the tables and the

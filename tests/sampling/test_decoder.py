@@ -17,7 +17,7 @@ from lm.sampling.filters import Options, choose, min_p, top_k, top_p
 from lm.sampling.packed import Packed, pack
 from lm.sampling.text import generate, passable, write
 from lm.training.loss import streaming_loss
-from tests.test_mixers import every_model, make_model
+from tests.mixers.test_laws import every_model, make_model
 
 P = np.array([[0.5, 0.25, 0.15, 0.1]])
 LOGITS = np.log(P)

@@ -11,7 +11,7 @@ from lm.config.options import ModelConfig
 from lm.mixers import MIXERS, s4d
 from lm.model import Block, LanguageModel
 from lm.training.loss import nll
-from tests.precision import compare
+from tests.harness.precision import compare
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (0.0, 1e-4, 1.0, 1e4)

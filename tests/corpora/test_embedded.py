@@ -9,7 +9,9 @@ from types import ModuleType
 
 import pytest
 
-DATA = Path(__file__).parents[1] / "data"
+from tests.commands import ROOT
+
+DATA = ROOT / "data"
 ALPHABET = sorted("\n !$&',-.3:;?" + string.ascii_letters)
 
 CORPORA = {
