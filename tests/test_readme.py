@@ -6,43 +6,47 @@ import shlex
 
 import pytest
 
+from lm import cli
 from lm.config.resolve import parse
-from tests.commands import ROOT, compare, evaluate, export, generate, train
+from tests.commands import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-PYTHON = [shlex.split(line, comments=True) for line in COMMANDS if "python " in line and "venv" not in line]
+OURS = [shlex.split(line, comments=True)[1:] for line in COMMANDS if re.match(r"(\.venv/bin/)?char-lm ", line)]
 SHORT = (
     "--trainer.max_steps 2 --model.width 32 --data.context 64 --data.batch_size 2 --eval.sample_chars 5 "
     "--log.wandb disabled --trainer.accelerator cpu"
 ).split()
-NEEDS_NETWORK = ("roneneldan/TinyStories",)
+NOT_HERE = {"roneneldan/TinyStories", "--serve", "--help", "sweep"}
+"""What needs a network, does not end by itself, or has a test of its own."""
+
+
+def shortened(words: list[str], number: int) -> list[str]:
+    """A command of README.md with options that make it end in a moment."""
+    name, *rest = words
+    if name == "train":
+        return (
+            words if "--resume" in rest else [*words, *SHORT, *([] if "--name" in rest else ["--name", f"r{number}"])]
+        )
+    if name == "generate":
+        return [*words, "--chars", "20"]
+    return [word.replace("runs/*", "runs") for word in words]
 
 
 def test_commands_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "opening.txt").write_text("ROMEO:\nBut soft, what light through yonder window breaks?\n" * 40)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    done = 0
-    for words in PYTHON:
-        if words[1] == "train.py" and "--help" not in words and not set(words) & set(NEEDS_NETWORK):
-            resumed = "--resume" in words
-            options = [] if resumed else [*SHORT, *([] if "--name" in words else ["--name", f"run{done}"])]
-            assert train([*words[2:], *options]) == 0, words
-        elif words[1] == "generate.py":
-            kept = [w.replace("2000", "20") for w in words[2:]]
-            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
-            assert generate([*kept, "--chars", "20"]) == 0, words
-        elif words[1:3] == ["-m", "lm.evaluate"]:
-            evaluate(words[3:])
-        elif words[1:3] == ["-m", "lm.export"]:
-            export(words[3:])
-        elif words[1:3] == ["-m", "lm.compare"] and "--serve" not in words:
-            compare([w.replace("runs/*", "runs") for w in words[3:]])
-        else:
-            continue
-        done += 1
-    assert done >= 18
+    assert cli.main(shortened(["train"], 0)) == 0  # stands for `make train`
+    for number, words in enumerate(words for words in OURS if not NOT_HERE & set(words)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+        assert cli.main(shortened(words, number + 1)) == 0, words
+    assert number + 1 >= 18 and (tmp_path / "report.html").is_file() and (tmp_path / "curves.png").is_file()
+
+
+def test_every_command_is_written_in_one_way():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        assert not re.findall(r"python -m lm\.\w+", path.read_text(encoding="utf-8")), path
 
 
 def test_python_example(run_train, monkeypatch, capsys):
@@ -56,15 +60,22 @@ def test_python_example(run_train, monkeypatch, capsys):
     assert len(capsys.readouterr().out) == 200
 
 
-@pytest.mark.parametrize("words", [w for w in PYTHON if w[1] == "train.py" and "--help" not in w], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [words for words in OURS if words[0] == "train" and "--help" not in words], ids=" ".join
+)
 def test_every_training_command_parses(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    parse(words[2:])
+    parse(words[1:])
 
 
-def test_the_layout_names_what_is_there():
-    (layout,) = re.findall(r"## Layout\n\n```text\n(.*?)```", README, re.DOTALL)
-    named = [line.split()[0] for line in layout.splitlines()]
-    assert all((ROOT / name).exists() for name in named)
-    modules = {f"lm/{p.name}" for p in (ROOT / "lm").glob("*.py")} - {"lm/__init__.py"}
-    assert modules <= set(named)
+def test_links_and_pictures_are_there():
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_the_first_screen_has_eight_lines_of_sample():
+    (sample,) = re.findall(r"<!-- sample: begin -->\n```text\n(.*?)```", README, re.DOTALL)
+    lines = sample.splitlines()
+    assert len(lines) - lines[0].startswith("$ ") == 8
