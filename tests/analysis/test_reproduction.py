@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.commands import reproduction
+from lm.analysis import reproduction
+from tests import commands
 from tests.fake_runs import axes_of, csv_row, fake_run
 
 
@@ -22,7 +23,7 @@ def table(tmp_path, capsys):
 
     def call(*options: str) -> dict[str, list[str]]:
         folders = [f"--{name}={tmp_path / name}" for name in ("language", "copying", "length", "parameters")]
-        assert reproduction([*folders, *options]) == 0
+        assert commands.reproduction([*folders, *options]) == 0
         lines = capsys.readouterr().out.splitlines()[2:]
         return {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (x.split("|") for x in lines)}
 
@@ -58,6 +59,5 @@ def test_speed_and_memory(table, tmp_path):
 
 def test_numbers_that_are_none(tmp_path, capsys):
     (tmp_path / "length").write_text("{")
-    with pytest.raises(SystemExit) as exit:
-        reproduction([f"--length={tmp_path / 'length'}"])
-    assert exit.value.code == 2 and "not a benchmark's numbers" in capsys.readouterr().err
+    assert commands.reproduction([f"--length={tmp_path / 'length'}"]) == 2
+    assert "not a benchmark's numbers" in capsys.readouterr().err

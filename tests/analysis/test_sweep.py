@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from lm.analysis import sweep
+from lm.config.command import parse as parse_options
 from lm.config.resolve import parse
 from lm.runs.folder import Run
-from tests.commands import sweep, train
+from tests import commands
 from tests.conftest import SMALL
 
 
@@ -17,15 +19,15 @@ def run_sweep(tmp_path, corpus, monkeypatch):
     ran = []
 
     def execute(words):
-        ran.append(words[2:])
-        return train(words[2:])
+        ran.append(words[len(sweep.TRAIN) :])
+        return commands.train(words[len(sweep.TRAIN) :])
 
     monkeypatch.setattr(sweep, "execute", execute)
 
-    def call(*options):
+    def call(*options, code=0):
         ran.clear()
         own = ["--mixers", "mingru", "[mingru,attention]", "--seeds", "1", "2", "--runs", str(tmp_path / "sweep")]
-        assert sweep([*own, "--", *SMALL, "--data.corpus", str(corpus), *options]) == 0
+        assert commands.sweep([*own, "--", *SMALL, "--data.corpus", str(corpus), *options]) == code
         return list(ran)
 
     return call
@@ -41,8 +43,7 @@ def test_sweep_skips_resumes_and_reports(run_sweep, tmp_path, capsys):
     broken = Run(tmp_path / "sweep" / "mingru-seed2")
     broken.write("summary.json", json.dumps(broken.summary() | {"status": "running"}))
     assert run_sweep(*steps) == [["--resume", str(broken.path)]]
-    with pytest.raises(SystemExit):
-        run_sweep("--trainer.max_steps", "7")
+    run_sweep("--trainer.max_steps", "7", code=2)
     assert "was made with other options" in capsys.readouterr().err
 
 
@@ -50,8 +51,9 @@ def test_configurations_at_several_values(tmp_path):
     files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     for file, mixer in zip(files, ("mingru", "minlstm"), strict=True):
         file.write_text(f"model: {{mixer: {mixer}, width: 64, layers: 3}}\nseed: 7\n")
-    own = sweep.make_parser().parse_args(["--configs", *map(str, files), "--vary", "model.layers", "1", "2"])
-    found = {name: parse(argv)[0] for name, argv in sweep.runs(own, ["--trainer.max_steps", "2"])}
+    words = ["--configs", *map(str, files), "--vary", "model.layers", "1", "2"]
+    own = parse_options(sweep.Options, words, "char-lm sweep", sweep.USAGE)
+    found = {name: parse(argv) for name, argv in sweep.runs(own, ["--trainer.max_steps", "2"])}
     assert set(found) == {f"{name}-layers{n}-seed1" for name in ("one", "two") for n in (1, 2)}
     model = found["two-layers1-seed1"].model
     assert (model.mixer, model.layers, model.width) == ("minlstm", 1, 64)
@@ -68,8 +70,5 @@ def test_configurations_at_several_values(tmp_path):
     ],
 )
 def test_nothing_to_train_is_refused(own, message, tmp_path, capfd):
-    try:
-        code = sweep([*own, "--runs", str(tmp_path / "none"), "--", "--log.wandb", "disabled"])
-    except SystemExit as stop:
-        code = stop.code
+    code = commands.sweep([*own, "--runs", str(tmp_path / "none"), "--", "--log.wandb", "disabled"])
     assert code == 2 and message in capfd.readouterr().err

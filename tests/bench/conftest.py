@@ -1,0 +1,28 @@
+"""Fixtures of the benchmarks' tests."""
+
+import json
+
+import pytest
+
+from lm.mixers.mingru import MinGRU
+from tests import commands
+
+
+@pytest.fixture
+def bench(tmp_path, capsys):
+    """Run a benchmark; returns its JSON and what it printed."""
+
+    def call(command: str, *options: str):
+        path = tmp_path / f"{command}.json"
+        where = [] if command in ("parameters", "overhead") else ["--device", "cpu"]
+        assert commands.bench([command, "--quick", "--json", str(path), *where, *options]) == 0
+        return json.loads(path.read_text()), capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def wrong_steps(monkeypatch):
+    """A minGRU whose steps are not its forward pass."""
+    right = MinGRU.step
+    monkeypatch.setattr(MinGRU, "step", lambda self, x, state: right(self, 1.01 * x, state))

@@ -1,0 +1,60 @@
+"""`char-lm bench length` at tiny sizes."""
+
+import sys
+
+import torch
+
+from lm.bench import length, measure
+
+
+def by_name(rows):
+    return {row["name"]: row for row in rows}
+
+
+def test_length(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(length, "measure_apart", length.peak_of_one_step)  # starting Python takes seconds
+    picture = tmp_path / "length.png"
+    options = ("--lengths", "32", "--mixers", "mingru", "gru_reference", "--plot", str(picture))
+    result, out = bench("length", *options)
+    rows = by_name(result["results"])
+    assert set(rows) == {"mingru", "gru_reference"} and result["skipped"] == []
+    assert rows["mingru"]["speedups"]["gru_reference"] > 0 and rows["mingru"]["bytes"] >= 0
+    assert "peak MiB" in out and picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_measured_in_a_process_of_its_own(bench):
+    result, _ = bench("length", "--lengths", "2048", "--width", "64", "--repeat", "1")
+    tensor = 2 * 2048 * 64 * 4
+    assert 2 * tensor < result["results"][0]["bytes"] < 40 * tensor
+
+
+def test_a_process_that_dies_ends_a_mixer(bench, monkeypatch):
+    monkeypatch.setattr(measure, "program", lambda *words: ["sh", "-c", "echo no memory >&2; exit 1"])
+    result, _ = bench("length")
+    assert result["results"] == [] and "T = 16: no memory" in result["skipped"][0]["skipped"]
+
+
+def test_length_stops_at_the_limit_and_at_a_failure(bench, monkeypatch):
+    def apart(name, T, arguments):
+        if name == "gru":
+            raise measure.RefusedError("out of memory")
+        return {"seconds": 1.0 if T == 16 else 99.0, "bytes": T}
+
+    monkeypatch.setattr(length, "measure_apart", apart)
+    result, out = bench("length", "--lengths", "16", "32", "64", "--mixers", "mingru", "gru", "--limit", "50")
+    assert [row["T"] for row in result["results"]] == [16, 32]
+    assert result["results"][1]["times"] == [99.0]
+    assert "stopped after T = 32" in out and "gru: out of memory" in out
+
+
+def test_length_refuses_what_differs(bench, wrong_steps):
+    result, out = bench("length", "--mixers", "mingru")
+    assert result["results"] == [] and "forward against steps" in out
+
+
+def test_peak_memory_sees_an_allocation():
+    device = torch.device("cpu")
+    before = length.reset_peak(device)
+    block = torch.ones(64 << 20)  # 256 MB: too much for the allocator to have it lying about
+    del block
+    assert length.peak_bytes(device) - before >= 200 << 20 or sys.platform != "linux"
