@@ -255,6 +255,14 @@ def is_abandoned(path: Path) -> bool:
     return False
 
 
+def remove_leftovers(folder: Path, seconds: float = 600) -> None:
+    """Remove the `.part` files of writers that were killed: those that nobody has written to for so long."""
+    for part in folder.glob("*.part"):
+        with suppress(OSError):  # another process may rename or remove it at this moment
+            if time.time() - part.stat().st_mtime > seconds:
+                part.unlink()
+
+
 def cache_folder() -> Path:
     """Where compiled kernels and encoded corpora are kept between runs; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "char-lm")
