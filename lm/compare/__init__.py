@@ -1,6 +1,6 @@
-"""The comparison: run folders -> a table, curves in the terminal, a picture, one self-contained HTML page.
+"""The comparison: run folders -> tables, curves in the terminal, a picture, one self-contained HTML page.
 
-    python -m lm.compare runs/* --html report.html
+    char-lm compare runs/* --html report.html
 
-Reads files only: no torch, and nothing that a run folder holds is trusted.
+Reads files only, and needs no torch; nothing in a run folder is trusted.
 """

@@ -5,13 +5,14 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lm.compare import table, terminal
 from lm.compare.page import encode, payload, render
-from lm.compare.runs import Reader, RunData
+from lm.compare.runs import Reader
 from lm.config.fields import POSITIONAL, Output, Range
 from lm.files import UserError, atomic_write, writing
 from lm.report.document import halves, insert, split_place
@@ -52,7 +53,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Compare."""
+    """Compare the runs. Returns the exit code."""
     if options.insert:
         halves(*split_place(options.insert, "results"))
     reader = Reader(options.runs or ["runs"])
@@ -64,55 +65,41 @@ def show(reader: Reader, options: Options) -> int:
     runs = reader.read()
     if not runs:
         raise UserError(f"no run in {', '.join(reader.skipped)}; make one with: char-lm train")
-    groups, target, notes = compare(runs, reader, options)
-    quiet = "-" in (options.json, options.csv)
-    if not quiet:
-        print("\n".join(report(groups, target, options)))
-    for note in notes[:20]:
+    groups, notes = table.group(runs), table.warnings(runs, reader.skipped)
+    target = options.target if options.target is not None else table.default_target(runs, options.metric)
+    lines = report(groups, target, options)
+    if "-" not in (options.json, options.csv):
+        print("\n".join(lines))
+    more = [f"and {len(notes) - 20} more"] if len(notes) > 20 else []
+    for note in notes[:20] + more:
         print(f"note: {note}", file=sys.stderr)
-    if len(notes) > 20:
-        print(f"note: and {len(notes) - 20} more", file=sys.stderr)
     everything = table.as_json(runs, groups, options.metric, target, notes)
     write(options.json, lambda: json.dumps(everything, indent=2, allow_nan=False) + "\n")
     write(options.csv, lambda: as_csv(everything["runs"]))
     if options.insert:
-        insert(*split_place(options.insert, "results"), "\n".join(report(groups, target, options)))
-    write(options.html, lambda: as_page(groups, notes, options))
+        insert(*split_place(options.insert, "results"), "\n".join(lines))
+    data = payload(runs, options.metric, options.target, reader.skipped)
+    write(options.html, lambda: render(data | {"runs": [encode(run, len(runs)) for run in runs]}))
     if options.png:
         from lm.compare.picture import save_png
 
         with writing(Path(options.png)):
-            save_png(Path(options.png), groups, options.metric, target)
+            save_png(options.png, groups, options.metric, target)
     return 0
 
 
-def as_page(groups: list[table.Group], notes: list[str], options: Options) -> str:
-    """The page, for a file."""
-    runs = [run for item in groups for run in item.runs]
-    data = payload(groups, options.metric, options.target, notes)
-    return render(data | {"runs": [encode(run, len(runs)) for run in runs], "order": [str(run.path) for run in runs]})
-
-
-def compare(runs: list[RunData], reader: Reader, options: Options) -> tuple[list[table.Group], float | None, list[str]]:
-    """Groups, target and warnings."""
-    target = options.target if options.target is not None else table.default_target(runs, options.metric)
-    return table.group(runs), target, table.warnings(runs, reader.skipped)
-
-
 def report(groups: list[table.Group], target: float | None, options: Options) -> list[str]:
-    """What goes to the terminal."""
-    lines = terminal.results(groups)
+    """The tables for the terminal, and the curves of --text."""
+    lines = [*terminal.results(groups), ""]
     if target is None:
-        lines += ["", "no validation yet"]
+        lines.append("no validation yet")
     else:
-        lines += ["", *terminal.to_target(table.arrivals(groups, options.metric, target), options.metric, target)]
-    if options.text:
-        lines += ["", *terminal.curves(groups, options.metric, options.x)]
-    return lines
+        lines += terminal.to_target(table.arrivals(groups, options.metric, target), options.metric, target)
+    return [*lines, "", *terminal.curves(groups, options.metric, options.x)] if options.text else lines
 
 
 def write(path: str | None, make: Callable[[], str]) -> None:
-    """Write a file, or standard output for `-`; nothing where no path was given."""
+    """Write what `make` returns into a file, or to standard output for `-`; None writes nothing."""
     if path == "-":
         sys.stdout.write(make())
     elif path:
@@ -120,7 +107,7 @@ def write(path: str | None, make: Callable[[], str]) -> None:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """A row for each run; text that a spreadsheet would take for a formula gets an apostrophe."""
+    """A row for each run. Text that a spreadsheet would read as a formula gets an apostrophe in front."""
     flat = [
         {key: value for key, value in row.items() if key != "to_target"}
         | {f"target_{axis}": (row["to_target"] or {}).get(axis) for axis in AXES}
@@ -135,19 +122,12 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def serve(reader: Reader, options: Options) -> int:
-    """Answer until interrupted."""
+    """Serve the page until Ctrl-C."""
     from lm.compare.server import Feed, make_server
 
-    def describe(runs: list[RunData]) -> dict[str, Any]:
-        groups, _, notes = compare(runs, reader, options)
-        return payload(groups, options.metric, options.target, notes)
-
-    server = make_server(Feed(reader, describe), options.port)
-    print(f"http://127.0.0.1:{server.server_port}/ follows the runs; stop with Ctrl-C", file=sys.stderr, flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
+    with make_server(Feed(reader, options.metric, options.target), options.port) as server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        print(f"{address} follows the runs; stop with Ctrl-C", file=sys.stderr, flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
     return 0

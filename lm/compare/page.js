@@ -2,12 +2,10 @@
 // Drawing everything, what the controls do, and following runs that are still training.
 
 function drawAll() {
-  const experiments = data.groups.length;
-  const corpora = [...new Set(data.groups.map((group) => group.corpus).filter(Boolean))];
-  $("subtitle").textContent =
-    `${runs.size} run${runs.size === 1 ? "" : "s"}` +
-    (experiments < runs.size ? ` in ${experiments} group${experiments === 1 ? "" : "s"}` : "") +
-    (corpora.length ? ` on ${corpora.slice(0, 3).join(", ")}` : "");
+  const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+  const groups = data.groups.length < runs.size ? ` in ${count(data.groups.length, "group")}` : "";
+  const corpora = data.corpora.filter(Boolean).slice(0, 3).join(", ");
+  $("subtitle").textContent = count(runs.size, "run") + groups + (corpora ? ` on ${corpora}` : "");
   $("warnings").hidden = !data.warnings.length;
   $("warnings").replaceChildren(...data.warnings.map((text) => el("li", {}, text)));
   $("smooth-value").textContent = state.smooth.toFixed(2);
@@ -21,70 +19,61 @@ function drawAll() {
   return drawn;
 }
 
-/** Until somebody chooses: the validation loss once there is one, before that the training loss. */
+/** Change what is shown, and draw it. */
+function change(values, draw = drawAll) {
+  Object.assign(state, values);
+  draw();
+}
+
+/** Until the user chooses: the validation loss once there is one, before that the training loss. */
 function chooseCurve() {
   const validated = [...runs.values()].some((run) => run.val[data.metric].length);
   if (!state.chosen) state.y = validated ? data.metric : "train/loss";
   $("y").value = state.y;
 }
 
-function setTheme(theme, keep) {
+function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   $("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  $("theme").setAttribute("aria-label", theme === "dark" ? "switch to light colours" : "switch to dark colours");
+  $("theme").ariaLabel = theme === "dark" ? "switch to light colours" : "switch to dark colours";
+}
+
+/** The theme that the user chose, after keeping a new one; null without one, or where a page has no storage. */
+function keptTheme(theme) {
   try {
-    if (keep) localStorage.setItem("lm.compare.theme", theme);
+    if (theme) localStorage.setItem("lm.compare.theme", theme);
+    return localStorage.getItem("lm.compare.theme");
   } catch {
-    /* a page from a file may have no storage */
+    return null;
   }
 }
 
-function firstTheme() {
-  let kept = null;
-  try {
-    kept = localStorage.getItem("lm.compare.theme");
-  } catch {
-    /* as above */
-  }
+function connectTheme() {
   const system = matchMedia("(prefers-color-scheme: dark)");
-  setTheme(["dark", "light"].includes(kept) ? kept : system.matches ? "dark" : "light", false);
-  system.addEventListener("change", (event) => {
-    setTheme(event.matches ? "dark" : "light", false);
+  const kept = keptTheme();
+  setTheme(["dark", "light"].includes(kept) ? kept : system.matches ? "dark" : "light");
+  system.addEventListener("change", () => {
+    setTheme(system.matches ? "dark" : "light");
+    drawAll();
+  });
+  on("theme", "click", () => {
+    setTheme(dark() ? "light" : "dark");
+    keptTheme(document.documentElement.dataset.theme);
     drawAll();
   });
 }
+
+const on = (id, event, act) => $(id).addEventListener(event, act);
 
 function connectCurves() {
-  const on = (id, event, act) => $(id).addEventListener(event, act);
-  on("x-axis", "change", (event) => {
-    state.x = event.target.value;
-    state.range = null;
-    drawAll();
-  });
-  on("y", "change", () => {
-    state.y = $("y").value;
-    state.chosen = true;
-    state.range = null;
-    drawAll();
-  });
-  on("logx", "change", () => {
-    state.logX = $("logx").checked;
-    state.range = null;
-    drawAll();
-  });
-  on("logy", "change", () => {
-    state.logY = $("logy").checked;
-    state.range = null;
-    drawAll();
-  });
-  on("grouped", "change", () => {
-    state.grouped = $("grouped").checked;
-    drawAll();
-  });
+  on("x-axis", "change", (event) => change({ x: event.target.value, range: null }));
+  on("y", "change", () => change({ y: $("y").value, chosen: true, range: null }));
+  on("logx", "change", () => change({ logX: $("logx").checked, range: null }));
+  on("logy", "change", () => change({ logY: $("logy").checked, range: null }));
+  on("grouped", "change", () => change({ grouped: $("grouped").checked }));
   on("smooth", "input", () => {
-    state.smooth = Number($("smooth").value);
+    change({ smooth: Number($("smooth").value) }, drawCurves);
     $("smooth-value").textContent = state.smooth.toFixed(2);
-    drawCurves();
     drawSmall();
   });
   for (const event of ["input", "change"]) on("target", event, () => setTarget(Number($("target").value)));
@@ -92,20 +81,15 @@ function connectCurves() {
     const chip = event.target.closest("[data-line]");
     if (chip) toggleLine(Number(chip.dataset.line));
   });
-  on("show-all", "click", () => {
-    state.hidden.clear();
-    drawAll();
-  });
-  on("show-none", "click", () => {
-    for (const id of runs.keys()) state.hidden.add(id);
-    drawAll();
-  });
+  on("show-all", "click", () => change({ hidden: new Set() }));
+  on("show-none", "click", () => change({ hidden: new Set(runs.keys()) }));
+}
+
+function connectZoom() {
+  const all = () => change({ range: null }, drawCurves);
   on("zoom-in", "click", () => zoom(1 / 1.5));
   on("zoom-out", "click", () => zoom(1.5));
-  on("zoom-reset", "click", () => {
-    state.range = null;
-    drawCurves();
-  });
+  on("zoom-reset", "click", all);
   const keys = {
     ArrowLeft: [1, -0.1],
     ArrowRight: [1, 0.1],
@@ -116,25 +100,21 @@ function connectCurves() {
     "-": [1.5],
   };
   on("curves", "keydown", (event) => {
-    if (event.key === "0") {
-      state.range = null;
-      drawCurves();
-    } else if (keys[event.key]) {
+    if (event.key === "0") all();
+    else if (keys[event.key]) {
       event.preventDefault();
       zoom(...keys[event.key]);
     }
   });
-  // plotly tells of a zoom by its own means only; a double click there shows all
-  $("curves").on("plotly_relayout", (change) => {
-    if (Object.keys(change).some((key) => key.includes("autorange"))) state.range = null;
-    else if (Object.keys(change).some((key) => key.includes("range"))) state.range = currentRange();
-    else return;
-    drawCurves();
+  // plotly has events of its own for a zoom; a double click there shows all
+  $("curves").on("plotly_relayout", (changed) => {
+    const names = Object.keys(changed).join();
+    if (names.includes("autorange")) all();
+    else if (names.includes("range")) change({ range: currentRange() }, drawCurves);
   });
 }
 
-function connectRest() {
-  const on = (id, event, act) => $(id).addEventListener(event, act);
+function connectTarget() {
   const handle = $("handle");
   on("handle", "pointerdown", (event) => {
     handle.setPointerCapture(event.pointerId);
@@ -144,38 +124,35 @@ function connectRest() {
   on("handle", "pointermove", (event) => {
     if (handle.hasPointerCapture(event.pointerId)) dragHandle(event);
   });
+  const moves = { ArrowUp: 0.01, ArrowRight: 0.01, ArrowDown: -0.01, ArrowLeft: -0.01, PageUp: 0.1, PageDown: -0.1 };
   on("handle", "keydown", (event) => {
-    const move = { ArrowUp: 0.01, ArrowRight: 0.01, ArrowDown: -0.01, ArrowLeft: -0.01, PageUp: 0.1, PageDown: -0.1 }[
-      event.key
-    ];
+    const move = moves[event.key];
     if (move) {
       event.preventDefault();
-      setTarget(Number((target() + move).toFixed(4)));
+      setTarget(target() + move);
     }
-  });
-  on("results", "click", (event) => {
-    const key = event.target.dataset.sort;
-    if (!key) return;
-    state.sort = { key, up: state.sort.key === key ? !state.sort.up : key !== "chars_per_second" };
-    drawResults();
-  });
-  on("sample-step", "input", () => {
-    const { steps, value } = $("sample-step");
-    const newest = Number(value) === steps.length - 1; // there: stay with the newest as runs go on
-    state.sampleStep = newest ? Infinity : steps[value];
-    drawSamples();
-  });
-  on("save-csv", "click", () => save("comparison.csv", "text/csv", asCsv()));
-  on("save-png", "click", () => savePlot("png"));
-  on("save-svg", "click", () => savePlot("svg"));
-  on("theme", "click", () => {
-    setTheme(dark() ? "light" : "dark", true);
-    drawAll();
   });
   new ResizeObserver(placeHandle).observe($("curves"));
 }
 
-/** Ask for what changed, draw it, and again in two seconds; while nobody looks, ask nothing. */
+function connectTables() {
+  on("results", "click", (event) => {
+    const key = event.target.dataset.sort;
+    if (!key) return;
+    const up = state.sort.key === key ? !state.sort.up : key !== "chars_per_second";
+    change({ sort: { key, up } }, drawResults);
+  });
+  on("sample-step", "input", () => {
+    const { steps, value } = $("sample-step");
+    const newest = Number(value) === steps.length - 1; // there: stay with the newest as runs go on
+    change({ sampleStep: newest ? Infinity : steps[value] }, drawSamples);
+  });
+  on("save-csv", "click", () => save("comparison.csv", "text/csv", asCsv()));
+  on("save-png", "click", () => savePlot("png"));
+  on("save-svg", "click", () => savePlot("svg"));
+}
+
+/** Ask for what changed, draw it, and again in two seconds; a hidden page asks for nothing. */
 async function follow() {
   try {
     const news = document.hidden ? null : await ask();
@@ -207,11 +184,8 @@ async function ask() {
 
 function showLive(reached) {
   const running = [...runs.values()].filter((run) => run.status === "running").length;
-  const text = reached
-    ? running
-      ? `following, ${running} running`
-      : "following"
-    : "no answer; the page shows what it had";
+  const following = running ? `following, ${running} running` : "following";
+  const text = reached ? following : "no answer; the page shows what it had";
   if ($("live").textContent !== text) $("live").textContent = text;
   $("live").hidden = false;
   $("live").classList.toggle("lost", !reached);
@@ -224,10 +198,12 @@ function start() {
   chooseCurve();
   // without seeds to group there is nothing to switch
   $("grouped").closest("label").hidden = !data.live && data.groups.length === runs.size;
-  firstTheme();
+  connectTheme();
   drawAll().then(() => performance.mark("drawn"));
   connectCurves();
-  connectRest();
+  connectZoom();
+  connectTarget();
+  connectTables();
   if (data.live) {
     showLive(true);
     setTimeout(follow, 2000);

@@ -1,32 +1,32 @@
-"""One self-contained HTML page: the data, plotly and our own script in one file that asks the network for nothing.
+"""A self-contained HTML page: the data, plotly and our own scripts in one file that loads nothing from the network.
 
-Names, samples and options come from run folders and are not trusted: they travel as JSON in which nothing can close
-the element, the script puts them on the page as text, and a content security policy admits no script but ours.
+Names, samples and options come from run folders and are not trusted: they are embedded as JSON in which nothing can
+close the element, the scripts insert them as text, and a content security policy allows no other scripts.
 """
 
 import base64
 import hashlib
 import json
-import math
 import sys
 from array import array
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from lm.compare.runs import HUGE, NAN, Columns, RunData, Sample
-from lm.compare.table import MEASURES, Group, differences
+from lm.compare import table
+from lm.compare.runs import HUGE, NAN, RunData, Sample
 from lm.report import style
+from lm.report.format import UNITS, loss
 from lm.runs.metrics import AXES, VALUES
 
 VALIDATION = tuple(name for name in VALUES if name.startswith("val/"))
 TRAINING = tuple(name for name in VALUES if not name.startswith("val/"))
 SCRIPTS = ("series.js", "state.js", "tables.js", "plots.js", "page.js")
 """In the order in which they run, after plotly."""
-ROWS = 150_000
-"""Training rows that a page holds; beyond, neighbouring rows of each run are averaged."""
+ROWS = 100_000
+"""Training rows in a page; of more, neighbouring rows of each run are averaged."""
 SAMPLE_CHARS = 4_000_000
-"""Characters of samples that a page holds; beyond, each run keeps some of its samples, first and last among them."""
+"""Characters of samples in a page; of more, each run keeps some of its samples, the first and the last included."""
+Rows = list[dict[str, float]]
 
 
 def render(data: dict[str, Any]) -> str:
@@ -42,7 +42,7 @@ def render(data: dict[str, Any]) -> str:
         "SCRIPTS": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     page = (files / "page.html").read_text(encoding="utf-8")
-    head, *rest = page.split("<!--")  # one pass: what is put in is not searched again
+    head, *rest = page.split("<!--")  # one pass: inserted text is not searched again
     for part in rest:
         mark, _, tail = part.partition("-->")
         head += parts[mark.strip()] + tail
@@ -64,87 +64,65 @@ def embed(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def payload(groups: list[Group], metric: str, target: float | None, notes: list[str]) -> dict[str, Any]:
-    """Everything that the page shows, but for the runs themselves: `encode` makes those."""
-    runs = [run for item in groups for run in item.runs]
+def payload(runs: list[RunData], metric: str, target: float | None, skipped: list[str]) -> dict[str, Any]:
+    """All that the page shows, but for the curves and samples, which `encode` makes of each run.
+
+    Args:
+        target: the loss to reach; None for the page's own choice.
+        skipped: folders without a run.
+    """
+    measures = sorted(table.MEASURES.items(), key=lambda item: not item[1].spread)  # sizes after results
     return {
         "live": False,
         "metric": metric,
         "target": target,
-        "warnings": notes,
+        "warnings": table.warnings(runs, skipped),
         "looks": {"light": style.LIGHT, "dark": style.DARK, "dashes": style.DASHES, "symbols": list(style.SYMBOLS)},
-        "groups": [_group(item) for item in groups],
-        "differences": differences(runs),
-    }
-
-
-def _group(item: Group) -> dict[str, Any]:
-    return {
-        "label": item.label,
-        "runs": [str(run.path) for run in item.runs],
-        "mixer": item.runs[0].mixer,
-        "status": ", ".join(dict.fromkeys(run.status for run in item.runs)),
-        "corpus": item.runs[0].config.get("data.corpus", ""),
-        "row": {name: item.stat(get).to_json() for name, get in MEASURES.items()},
+        "units": UNITS,
+        "measures": [[key, each.heading, each.form is loss, each.spread] for key, each in measures],
+        "groups": [{"label": item.label, "runs": [str(run.path) for run in item.runs]} for item in table.group(runs)],
+        "differences": list(table.differences(runs).items()),
+        "corpora": list(dict.fromkeys(run.config.get("data.corpus", "") for run in runs)),
+        "order": [str(run.path) for run in runs],
     }
 
 
 def encode(run: RunData, count: int) -> dict[str, Any]:
-    """A run's curves and samples, for a page of `count` runs."""
+    """A run's numbers, curves and samples, for a page of `count` runs."""
     return {
         "id": str(run.path),
         "name": run.name,
-        "mixer": run.mixer,
-        "status": run.status,
-        "row": {name: {"mean": _finite(get(run)), "spread": None} for name, get in MEASURES.items()},
-        "train": _columns(_thin(_rows(run.columns, TRAINING), max(200, ROWS // count))),
-        "val": _columns(_rows(run.columns, VALIDATION)),
+        **table.facts(run),
+        "train": _curves(run.rows, TRAINING, max(200, ROWS // count)),
+        "val": _curves(run.rows, VALIDATION),
         "samples": [[sample.step, sample.text] for sample in _some(run.samples, SAMPLE_CHARS // count)],
     }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _rows(columns: Columns, values: Sequence[str]) -> Columns:
-    """The rows in which any of these values is: training and validation write different ones."""
-    rows = [
-        i for i, row in enumerate(zip(*(columns[name] for name in values), strict=True)) if any(v == v for v in row)
-    ]
-    return {name: [columns[name][i] for i in rows] for name in (*AXES, *values)}
-
-
-def _thin(columns: Columns, most: int) -> Columns:
-    """At most so many rows: the values of neighbours averaged, at the place of the last."""
-    size = -(-len(columns["step"]) // most)
-    if size <= 1:
-        return columns
-    starts = range(0, len(columns["step"]), size)
-    return {
-        name: [values[i : i + size][-1] if name in AXES else _mean(values[i : i + size]) for i in starts]
-        for name, values in columns.items()
-    }
+def _curves(rows: Rows, values: tuple[str, ...], most: int = sys.maxsize) -> dict[str, str]:
+    """AXES and some other columns of the rows that have any of these, packed; of more than `most` rows, averages."""
+    rows = [row for row in rows if any(name in row for name in values)]
+    size = max(1, -(-len(rows) // most))
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    axes = {name: _pack([part[-1].get(name, NAN) for part in parts]) for name in AXES}
+    return axes | {name: _pack([_mean([row.get(name, NAN) for row in part]) for part in parts]) for name in values}
 
 
 def _mean(values: list[float]) -> float:
-    kept = [value for value in values if math.isfinite(value)]
+    kept = [value for value in values if abs(value) < HUGE]
     return sum(kept) / len(kept) if kept else NAN
 
 
-def _columns(columns: Columns) -> dict[str, str]:
-    """Numbers as little-endian float32 in base64: a third of JSON's size, quick at both ends, and NaN has a place."""
-    result = {}
-    for name, values in columns.items():
-        numbers = array("f", [value if abs(value) < HUGE else NAN for value in values])
-        if sys.byteorder == "big":
-            numbers.byteswap()
-        result[name] = base64.b64encode(numbers.tobytes()).decode()
-    return result
+def _pack(values: list[float]) -> str:
+    """Numbers as little-endian float32 in base64: a third of the size of JSON, and it can hold NaN."""
+    numbers = array("f", [value if abs(value) < HUGE else NAN for value in values])
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode()
 
 
 def _some(samples: list[Sample], budget: int) -> list[Sample]:
-    """Evenly chosen samples that fit into so many characters."""
+    """Samples at even distances that have at most so many characters."""
     room = max(2, int(budget / (max((len(s.text) for s in samples), default=1) + 1)))
     if len(samples) <= room:
         return samples

@@ -2,6 +2,7 @@
 // The plots, and the target line over the large one. Names are escaped: plotly reads markup in them.
 
 const QUIET = { mode: "lines", hoverinfo: "skip", showlegend: false };
+const CONFIG = { displayModeBar: false, responsive: true };
 
 /** The curves of a line's runs for one column; training's are smoothed. */
 function curvesOf(line, name) {
@@ -13,15 +14,16 @@ function curvesOf(line, name) {
     .map(({ x, y }) => ({ x, y: smooth(y, amount) }));
 }
 
-/** What plotly draws for a line: a curve; for several seeds their mean, their band, and themselves thin. */
-function tracesOf(line, name, look) {
+/** What plotly draws for a line: a curve; for several seeds their mean, their band, and each of them thin. */
+function tracesOf(line, name, faint = false) {
   const curves = curvesOf(line, name);
   const shared = curves.length > 1 ? band(curves) : null;
-  if (!shared || shared.x.length < 2) return curves.map((curve) => mainTrace(line, name, curve, look));
-  // of noisy training curves only what goes on where others have ended; validation's are shown whole
+  if (!shared || shared.x.length < 2) return curves.map((curve) => mainTrace(line, name, curve, faint));
+  // noisy training curves only where others have ended, validation's as a whole
   const from = name.startsWith("val/") ? -Infinity : shared.x.at(-1);
   const seeds = curves.map(({ x, y }) => ({
-    ...thin(x.slice(lowerBound(x, from)), y.slice(lowerBound(x, from)), look.range, look.columns, state.logX),
+    x: x.slice(lowerBound(x, from)),
+    y: y.slice(lowerBound(x, from)),
     line: { color: faded(colour(line.look), 0.35), width: 0.8 },
     ...QUIET,
   }));
@@ -33,22 +35,21 @@ function tracesOf(line, name, look) {
     line: { width: 0 },
     ...QUIET,
   };
-  return [...seeds, area, mainTrace(line, name, shared, look)];
+  return [...seeds, area, mainTrace(line, name, shared, faint)];
 }
 
-/** @param look faint: behind others; markers: wanted, where there is room for them; range and columns: see `thin` */
-function mainTrace(line, name, curve, { columns, range, faint = false, markers = false }) {
-  const { x, y } = thin(curve.x, curve.y, range, columns, state.logX);
+/** A curve; `faint` behind others. Few validations have markers. */
+function mainTrace(line, name, { x, y }, faint) {
   const color = colour(line.look);
   return {
     x,
     y,
     name: escaped(line.label),
-    mode: markers && x.length < 60 ? "lines+markers" : "lines",
+    mode: name.startsWith("val/") && x.length < 60 ? "lines+markers" : "lines",
     opacity: faint ? 0.4 : 1,
     showlegend: !faint,
     hovertemplate: faint ? "%{y:.4f} training" : `%{y:${columnFormat(name)}}`,
-    line: { color, width: faint ? 1.2 : 2, dash: line.look.dash },
+    line: { color, width: faint ? 1.2 : 2, dash: dashes(line.look) || "solid" },
     marker: { symbol: line.look.symbol, size: 6, color },
   };
 }
@@ -96,18 +97,9 @@ function layout(yTitle, extra = {}) {
 /** Data and layout of the large plot, for the screen and for a file. */
 function figure() {
   const shown = shownLines();
-  const columns = Math.max(40, Math.min(400, Math.floor(12000 / (shown.length || 1))));
-  const range = state.range ? state.range.x.map((v) => (state.logX ? 10 ** v : v)) : [-Infinity, Infinity];
-  const names = state.y === "both" ? ["train/loss", "val/loss"] : [state.y];
-  const traces = names.flatMap((name) =>
-    shown.flatMap((line) =>
-      tracesOf(line, name, {
-        columns,
-        range,
-        faint: names.length > 1 && name === "train/loss",
-        markers: name.startsWith("val/"),
-      }),
-    ),
+  const both = state.y === "both";
+  const traces = (both ? ["train/loss", "val/loss"] : [state.y]).flatMap((name) =>
+    shown.flatMap((line) => tracesOf(line, name, both && name === "train/loss")),
   );
   const base = layout(CURVES[state.y]);
   if (state.logY) Object.assign(base.yaxis, { type: "log", tickformat: ".3~g" });
@@ -123,34 +115,22 @@ function drawCurves() {
   const plot = $("curves");
   const { traces, layout } = figure();
   $("empty").hidden = traces.length > 0;
-  $("empty").textContent =
-    runs.size === 0
-      ? "No run yet."
-      : [...runs.values()].some(seen)
-        ? `No ${CURVES[state.y]} yet.`
-        : "All runs are switched off.";
-  plot.setAttribute(
-    "aria-label",
+  const none = [...runs.values()].some(seen) ? `No ${CURVES[state.y]} yet.` : "All runs are switched off.";
+  $("empty").textContent = runs.size === 0 ? "No run yet." : none;
+  plot.ariaLabel =
     `${CURVES[state.y]} over ${AXES[state.x]}, ${shownLines().length} curves; ` +
-      "arrow keys move, plus and minus zoom, 0 shows all",
-  );
-  return Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true }).then(placeHandle);
+    "arrow keys move, plus and minus zoom, 0 shows all";
+  return Plotly.react(plot, traces, layout, CONFIG).then(placeHandle);
 }
 
 function drawSmall() {
-  const shown = shownLines();
-  const columns = Math.max(20, Math.min(150, Math.floor(5000 / (shown.length || 1))));
-  for (const [id, name] of [
-    ["speed", "chars_per_second"],
-    ["norm", "grad_norm"],
-    ["rate", "lr"],
-  ]) {
-    const traces = shown.flatMap((line) => tracesOf(line, name, { columns, range: [-Infinity, Infinity] }));
+  for (const [id, name] of Object.entries({ speed: "chars_per_second", norm: "grad_norm", rate: "lr" })) {
+    const traces = shownLines().flatMap((line) => tracesOf(line, name));
     for (const trace of traces) trace.line.width = Math.min(trace.line.width, 1.5);
     const base = layout("", { dragmode: false, hovermode: "closest", margin: { ...MARGIN, l: 46, t: 8, b: 40 } });
     for (const axis of [base.xaxis, base.yaxis]) Object.assign(axis, { fixedrange: true, nticks: 5 });
     base.yaxis.rangemode = "tozero";
-    Plotly.react($(id), traces, base, { displayModeBar: false, responsive: true });
+    Plotly.react($(id), traces, base, CONFIG);
   }
 }
 

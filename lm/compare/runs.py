@@ -1,12 +1,11 @@
-"""Run folders as plain data: tolerant of anything, since a folder may be half-written, damaged or a stranger's."""
+"""Run folders as plain data. Any file may be missing, half-written or damaged, and no content is trusted."""
 
 import glob
 import hashlib
 import json
-import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,30 +13,27 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lm.config.strict_yaml import read_yaml
-from lm.files import UserError, printable
-from lm.runs.folder import abandoned
-from lm.runs.metrics import AXES, VALUES
+from lm.files import UserError, printable, read_bytes
+from lm.runs.folder import Run
+from lm.runs.metrics import read_rows
 
 NAN = float("nan")
-LOSSES = ("val/loss", "val/loss_streaming")
-"""The losses that a target can be set for: windowed and streaming, nats per character."""
 FILES = ("config.yaml", "summary.json", "metrics.csv", "samples.jsonl", "tokenizer.json", "environment.json")
 MARKS = FILES[:3]
 """A folder with any of these is a run folder."""
 LARGEST = 512 * 2**20
-"""Bytes beyond which a file is not one of ours."""
+"""Bytes; a larger file is not read."""
 HUGE = 1e30
-"""What is beyond this is no step, time or loss."""
+"""Larger numbers are not steps, times or losses."""
 NOT_COMPARED = ("name", "seed", "runs", "version")
-"""Options that make no other experiment; nor does `log.*`."""
+"""Options in which the runs of one group may differ, beside `log.*`."""
 
-Columns = dict[str, list[float]]
 Stamp = tuple[tuple[int, int], ...]
 
 
 @dataclass
 class Sample:
-    """What a run wrote when it was so far; the prompt is part of it."""
+    """A text that a run generated at a step; it begins with the prompt."""
 
     step: int
     text: str
@@ -45,37 +41,36 @@ class Sample:
 
 @dataclass
 class RunData:
-    """What a run folder says. Every field may be empty; `problems` says what could not be read."""
+    """The content of a run folder. Every field may be empty; `problems` lists what could not be read."""
 
     path: Path
     name: str
     config: dict[str, str] = field(default_factory=dict)
     """the configuration, flat, as text: {"model.width": "128", ...}"""
     summary: dict[str, Any] = field(default_factory=dict)
-    columns: Columns = field(default_factory=dict)
-    """AXES and VALUES, equally long, NaN where the file has nothing"""
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """of metrics.csv, without empty cells"""
     samples: list[Sample] = field(default_factory=list)
     vocabulary: str = ""
     """digest of the tokenizer"""
     processor: str = ""
     problems: list[str] = field(default_factory=list)
+    stamp: Stamp = ()
+    """sizes and times of the files that it was read from"""
 
-    def points(self, value: str, axis: str = "step") -> tuple[list[float], list[float]]:
-        """The points of a curve: (x, y), in the order of the file; those that no plot can show are left out."""
-        pairs = zip(self.columns.get(axis, ()), self.columns.get(value, ()), strict=True)
-        kept = [(x, y) for x, y in pairs if abs(x) < HUGE and abs(y) < HUGE]
-        return [x for x, _ in kept], [y for _, y in kept]
+    def points(self, value: str, axis: str = "step") -> list[tuple[float, float]]:
+        """The points (x, y) of a curve in the order of the steps; those that no plot can show are left out."""
+        pairs = ((row.get(axis, NAN), row.get(value, NAN)) for row in self.rows)
+        return [(x, y) for x, y in pairs if abs(x) < HUGE and abs(y) < HUGE]
 
-    def validations(self, metric: str) -> list[tuple[float, int]]:
-        """The validations in order: (loss, row)."""
-        losses = self.columns.get(metric, [])
-        return [(losses[row], row) for row in self._validated if abs(losses[row]) < HUGE]
+    def validations(self, metric: str) -> list[dict[str, float]]:
+        """The rows that have this loss."""
+        return [row for row in self._validated if abs(row.get(metric, NAN)) < HUGE]
 
     @cached_property
-    def _validated(self) -> list[int]:
-        """Few of many rows, and asked for often."""
-        both = zip(*(self.columns.get(metric, ()) for metric in LOSSES), strict=True)
-        return [row for row, losses in enumerate(both) if any(loss == loss for loss in losses)]
+    def _validated(self) -> list[dict[str, float]]:
+        """The rows of validations: a few of many, and needed often."""
+        return [row for row in self.rows if "val/loss" in row or "val/loss_streaming" in row]
 
     @property
     def mixer(self) -> str:
@@ -94,20 +89,16 @@ class RunData:
 
     def number(self, *keys: str) -> float:
         """A finite number of summary.json, the first of these keys that has one; else NaN."""
-        for key in keys:
-            value = self.summary.get(key)
-            if is_number(value):
-                return float(value)
-        return NAN
+        return next((float(value) for key in keys if is_number(value := self.summary.get(key))), NAN)
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value of a JSON file is a finite number that no plot, nor float, chokes on."""
+    """Whether a value of a JSON file is a number below HUGE."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < HUGE
 
 
 def compared(key: str) -> bool:
-    """Whether this option makes another experiment."""
+    """Whether runs with different values of this option belong to different groups."""
     return key not in NOT_COMPARED and not key.startswith("log.")
 
 
@@ -122,7 +113,7 @@ class Reader:
         self.patterns = patterns
         self.skipped: list[str] = []
         """folders named or matched that hold no run"""
-        self._known: dict[Path, tuple[Stamp, RunData]] = {}
+        self._known: dict[Path, RunData] = {}
 
     def read(self) -> list[RunData]:
         """All runs, in the order of the patterns.
@@ -131,18 +122,12 @@ class Reader:
             UserError: a pattern matches nothing.
         """
         paths = self._find()
-        stamps = {path: _stamp(path) for path in paths}
-        for path in paths:
-            if path not in self._known or self._known[path][0] != stamps[path]:
-                self._known[path] = (stamps[path], read_run(path))
-        runs = [self._known[path][1] for path in paths]
-        for run, name in zip(runs, _names(paths), strict=True):
-            run.name = name
-        return runs
-
-    def stamp(self, run: RunData) -> Stamp:
-        """Sizes and times of the files that a run was read from: its revision."""
-        return self._known[run.path][0]
+        for path, name in zip(paths, _names(paths), strict=True):
+            stamp = _stamp(path)
+            if path not in self._known or self._known[path].stamp != stamp:
+                self._known[path] = read_run(path)
+            self._known[path].name, self._known[path].stamp = name, stamp
+        return [self._known[path] for path in paths]
 
     def _find(self) -> list[Path]:
         self.skipped = []
@@ -166,7 +151,7 @@ def _folders(pattern: str) -> list[Path]:
     if (Path("runs") / pattern).is_dir():
         return [Path("runs") / pattern]
     if pattern == "runs":
-        raise UserError("no runs/ here yet; make a run with: python train.py")
+        raise UserError("no runs/ here yet; make a run with: char-lm train")
     raise UserError(f"no run folder {pattern}; give run folders, or a folder or glob of them, such as runs/*")
 
 
@@ -181,7 +166,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """(-1, 0) for what is not a plain file: reading a pipe would wait for ever."""
+    """Of a plain file; (-1, 0) for anything else."""
     with suppress(OSError):
         info = path.stat()
         if stat.S_ISREG(info.st_mode):
@@ -190,11 +175,11 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _stamp(folder: Path) -> Stamp:
-    return (*(_size_and_time(folder / name) for name in FILES), (abandoned(folder), 0))
+    return (*(_size_and_time(folder / name) for name in FILES), (Run(folder).is_abandoned, 0))
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Folder names, with as much of the path before them as it takes to tell them apart."""
+    """Folder names, each with as many of its parent folders as make all names different."""
     parts = [printable(str(path.resolve())).strip("/").split("/") for path in paths]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -204,13 +189,14 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def read_run(path: Path) -> RunData:
-    """Read one folder; what is missing or damaged is left empty and noted."""
+    """Read one folder. What is missing or damaged stays empty, and is noted in `problems`."""
     run = RunData(path, path.name)
     run.config = _read_config(path / "config.yaml", run.problems)
     run.summary = _read_json(path / "summary.json")
-    if run.summary.get("status") == "running" and abandoned(path):
+    if run.summary.get("status") == "running" and Run(path).is_abandoned:
         run.summary["status"] = "stopped"
-    run.columns = _read_metrics(path / "metrics.csv", run.problems)
+    run.rows, problems = read_rows(_text(path / "metrics.csv"))
+    run.problems += problems
     run.samples = _read_samples(path / "samples.jsonl")
     if tokenizer := _text(path / "tokenizer.json"):
         run.vocabulary = hashlib.sha256(tokenizer.encode()).hexdigest()
@@ -221,10 +207,8 @@ def read_run(path: Path) -> RunData:
 
 
 def _text(path: Path) -> str:
-    size, _ = _size_and_time(path)
-    with suppress(OSError):
-        if 0 < size <= LARGEST:
-            return path.read_text(encoding="utf-8", errors="replace")
+    with suppress(UserError):
+        return read_bytes(path, LARGEST).decode("utf-8", errors="replace")
     return ""
 
 
@@ -258,67 +242,12 @@ def _flatten(section: dict[Any, Any], prefix: str, depth: int) -> Iterator[tuple
 
 def _scalar(value: Any) -> str:
     """A value as one short text."""
-    if value is None or isinstance(value, str | int | float):
-        text = (
-            "none"
-            if value is None
-            else repr(value)
-            if isinstance(value, str) and value != value.strip()
-            else str(value)
-        )
-        return printable(text[:200])
-    return f"({type(value).__name__})"
-
-
-def _read_metrics(path: Path, problems: list[str]) -> Columns:
-    """The columns that are ours; what follows the last line end is still being written, and left for later."""
-    header, _, body = _text(path).partition("\n")
-    names = [name.strip() for name in header.split(",")]
-    rows = [line.split(",") for line in body.split("\n")[:-1]]
-    whole = [row for row in rows if len(row) == len(names)]
-    raw: Iterable[tuple[str, ...]] = zip(*whole, strict=True)
-    try:
-        columns = {name: _numbers(cells) for name, cells in zip(names, raw, strict=False)}
-    except ValueError:
-        whole = [row for row in whole if _is_numeric(row)]
-        columns = {name: _numbers(cells) for name, cells in zip(names, zip(*whole, strict=True), strict=False)}
-    if len(rows) > len(whole):
-        problems.append(f"{len(rows) - len(whole)} damaged rows of metrics.csv left out")
-    if names[0] and not set(AXES) <= set(names):
-        problems.append("metrics.csv lacks " + ", ".join(axis for axis in AXES if axis not in names))
-    columns = {name: columns.get(name, [NAN] * len(whole)) for name in AXES + VALUES}
-    problems += _not_numbers(columns["step"], dict(zip(names, zip(*whole, strict=True), strict=False)))
-    return _in_order(columns)
-
-
-def _numbers(cells: Iterable[str]) -> list[float]:
-    return [float(cell) if cell else NAN for cell in cells]
-
-
-def _is_numeric(row: list[str]) -> bool:
-    try:
-        _numbers(row)
-    except ValueError:
-        return False
-    return True
-
-
-def _not_numbers(steps: list[float], cells: dict[str, tuple[str, ...]]) -> Iterator[str]:
-    """Where a loss stopped being a number: written as nan or inf, unlike a cell that is empty."""
-    for name in ("train/loss", *LOSSES):
-        for step, cell in zip(steps, cells.get(name, ()), strict=False):
-            if cell and not math.isfinite(float(cell)):
-                yield f"{name} is {cell.strip()} at step {step:g}"
-                break
-
-
-def _in_order(columns: Columns) -> Columns:
-    """Rows by step, and only those that have one."""
-    steps = columns["step"]
-    order = sorted((i for i, step in enumerate(steps) if math.isfinite(step)), key=steps.__getitem__)
-    if order == list(range(len(steps))):
-        return columns
-    return {name: [values[i] for i in order] for name, values in columns.items()}
+    if value is None:
+        return "none"
+    if not isinstance(value, str | int | float):
+        return f"({type(value).__name__})"
+    text = repr(value) if isinstance(value, str) and value != value.strip() else str(value)
+    return printable(text[:200])
 
 
 def _read_samples(path: Path) -> list[Sample]:

@@ -1,39 +1,39 @@
-"""`--serve`: the page on this machine, following runs while they train.
+"""`--serve`: the page on this machine, which follows runs while they train.
 
-Nothing runs between requests. A page asks every two seconds for what changed since the revision it has; the answer
-is empty, or holds the changed runs only. Bound to 127.0.0.1, and deaf to other host names: a site that lets its name
-point here cannot read the runs.
+The page asks every two seconds for what changed since its revision; the answer is empty, or has the changed runs only.
+The server is bound to 127.0.0.1 and refuses other host names, so that a web site whose name points here cannot read
+the runs.
 """
 
 import json
 import secrets
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from lm.compare.page import encode, render
+from lm.compare.page import encode, payload, render
 from lm.compare.runs import Reader, RunData
 from lm.files import UserError
 
 
 class Feed:
-    """The page's data, and what of it is new since a revision. Reads and encodes only the runs that changed.
+    """The data of the page, and what is new since a revision. Reads and encodes only the runs that changed.
 
     Args:
-        reader: finds the runs; none there yet is fine.
-        describe: makes the page's data but for its runs.
+        reader: finds the runs; there may be none yet.
+        metric: the loss to compare.
+        target: the loss to reach; None for the page's own choice.
     """
 
-    def __init__(self, reader: Reader, describe: Callable[[list[RunData]], dict[str, Any]]) -> None:
-        self.reader, self.describe = reader, describe
+    def __init__(self, reader: Reader, metric: str, target: float | None) -> None:
+        self.reader, self.metric, self.target = reader, metric, target
         self._lock = threading.Lock()
         self._session = secrets.token_hex(4)
         self._revision = 0
-        self._stamps: dict[str, Any] | None = None
-        self._changed: dict[str, int] = {}
-        self._encoded: dict[str, dict[str, Any]] = {}
+        self._runs: dict[str, tuple[Any, int, dict[str, Any]]] = {}
+        """by path: name and stamp, the revision at which the run last changed, and its encoding"""
         self._data: dict[str, Any] = {}
 
     def page(self) -> str:
@@ -41,34 +41,31 @@ class Feed:
         return render(self._read(known=-1))
 
     def since(self, revision: str) -> dict[str, Any] | None:
-        """The data with the runs that changed after a revision; None for nothing new, all for a revision not ours."""
+        """The data with the runs that changed after a revision.
+
+        None if nothing is new; all runs if the revision is not one of this session.
+        """
         session, _, number = revision.partition("-")
         ours = session == self._session and number.isascii() and number.isdigit() and len(number) < 16
-        known = int(number) if ours else -1
-        data = self._read(known)
+        data = self._read(int(number) if ours else -1)
         return None if revision == data["revision"] else data
 
     def _read(self, known: int) -> dict[str, Any]:
         with self._lock:
-            try:
+            runs: list[RunData] = []
+            with suppress(UserError):  # the first run is not there yet
                 runs = self.reader.read()
-            except UserError:  # the first run is not there yet
-                runs = []
-            stamps = {str(run.path): (run.name, self.reader.stamp(run)) for run in runs}
-            if stamps != self._stamps:
-                self._update(runs, stamps)
-            news = [run for key, run in self._encoded.items() if self._changed[key] > known]
+            stamps = {str(run.path): (run.name, run.stamp) for run in runs}
+            if not self._data or stamps != {path: stamp for path, (stamp, _, _) in self._runs.items()}:
+                self._revision += 1
+                self._runs = {path: self._encode(run, path, stamps) for run, path in zip(runs, stamps, strict=True)}
+                self._data = payload(runs, self.metric, self.target, self.reader.skipped) | {"live": True}
+            news = [run for _, changed, run in self._runs.values() if changed > known]
             return self._data | {"revision": f"{self._session}-{self._revision}", "runs": news}
 
-    def _update(self, runs: list[RunData], stamps: dict[str, Any]) -> None:
-        self._revision += 1
-        before, known, encoded = self._stamps or {}, self._changed, self._encoded
-        same = {key for key, stamp in stamps.items() if before.get(key) == stamp}
-        self._changed = {key: known[key] if key in same else self._revision for key in stamps}
-        self._encoded = {
-            key: encoded[key] if key in same else encode(run, len(runs)) for key, run in zip(stamps, runs, strict=True)
-        }
-        self._stamps, self._data = stamps, self.describe(runs) | {"live": True, "order": list(stamps)}
+    def _encode(self, run: RunData, path: str, stamps: dict[str, Any]) -> tuple[Any, int, dict[str, Any]]:
+        old = self._runs.get(path)
+        return old if old and old[0] == stamps[path] else (stamps[path], self._revision, encode(run, len(stamps)))
 
 
 def make_server(feed: Feed, port: int) -> ThreadingHTTPServer:
@@ -112,7 +109,7 @@ def make_server(feed: Feed, port: int) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: a page asks every two seconds."""
+            """No log: a page asks every two seconds."""
 
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -1,5 +1,5 @@
 "use strict";
-// What the page knows: the data, what is chosen to be seen of it, and what follows for the target.
+// The data, what is chosen to be shown of it, and what follows from the target.
 
 const AXES = { step: "steps", chars: "characters", train_seconds: "seconds of training", flops: "FLOPs" };
 const LOSSES = ["val/loss", "val/loss_streaming"];
@@ -12,19 +12,7 @@ const CURVES = {
   "val/perplexity": "perplexity",
   "val/accuracy": "accuracy",
 };
-const RESULTS = [
-  ["val/loss", "val loss"],
-  ["val/loss_streaming", "streaming"],
-  ["val/accuracy", "accuracy"],
-  ["bits_per_char", "bits/char"],
-  ["best_step", "at step"],
-  ["best_seconds", "after s"],
-  ["chars_per_second", "chars/s"],
-  ["parameters", "parameters"],
-  ["memory_mb", "MB"],
-  ["mixer", "mixer"],
-  ["status", "status"],
-];
+const TEXTS = ["mixer", "status"]; // columns of the results that are no numbers
 const MARGIN = { l: 62, r: 12, t: 12, b: 46 };
 const MOST_SAMPLES = 12;
 
@@ -34,7 +22,7 @@ const runs = new Map(); // id -> run with its columns decoded
 const state = {
   x: "step",
   y: data.metric,
-  chosen: false, // whether y is somebody's choice
+  chosen: false, // whether the user chose y
   logX: false,
   logY: false,
   grouped: true,
@@ -58,20 +46,20 @@ function takeRuns(encoded) {
 
 /** What the legend, the tables and the plots show one of: a group of seeds, or a run. */
 function lines() {
-  const looks = data.looks;
-  const look = (colour, dash) => ({
-    colour,
-    dash: looks.dashes[dash % looks.dashes.length],
-    symbol: looks.symbols[colour % looks.symbols.length],
+  const { dashes, symbols } = data.looks;
+  const line = (label, members, colour, dash) => ({
+    label,
+    members,
+    look: { colour, dash: dashes[dash % dashes.length], symbol: symbols[colour % symbols.length] },
+    mixer: members[0].mixer,
+    status: [...new Set(members.map((run) => run.status))].join(", "),
+    row: Object.fromEntries(data.measures.map(([key]) => [key, stat(members.map((run) => run[key]))])),
   });
   return data.groups.flatMap((group, i) => {
-    const members = group.runs.map((id) => runs.get(id)).filter(Boolean);
-    if (state.grouped) {
-      const label = group.label + (members.length > 1 ? ` \u00d7${members.length}` : "");
-      return [{ ...group, label, members, look: look(i, i) }];
-    }
-    const first = members.length > 1 ? 0 : i;
-    return members.map((run, j) => ({ ...run, label: run.name, members: [run], look: look(i, first + j) }));
+    const members = group.runs.map((id) => runs.get(id));
+    const several = members.length > 1;
+    if (state.grouped) return [line(group.label + (several ? ` \u00d7${members.length}` : ""), members, i, i)];
+    return members.map((run, j) => line(run.name, [run], i, several ? j : i));
   });
 }
 
@@ -82,42 +70,35 @@ const shownLines = () =>
     .filter((line) => line.members.length);
 const metric = () => (LOSSES.includes(state.y) ? state.y : data.metric);
 
-/** The worst run's best, rounded up to four decimals, unless a target was given. */
+/** The worst run's best loss, rounded up to four decimals, unless a target was given. */
 function target() {
   if (state.target !== null) return state.target;
-  const shown = [...runs.values()].filter(seen);
   const best = (run) => run.val[metric()].reduce((a, b) => (b < a ? b : a), Infinity); // a NaN is never less
-  const sound = shown
-    .filter((run) => !["diverged", "failed"].includes(run.status))
-    .map(best)
-    .filter(Number.isFinite);
-  const all = sound.length ? sound : shown.map(best).filter(Number.isFinite);
-  return all.length ? Math.ceil(Math.max(...all) * 1e4 - 1e-2) / 1e4 : null;
+  const validated = [...runs.values()].filter((run) => seen(run) && Number.isFinite(best(run)));
+  const sound = validated.filter((run) => !["diverged", "failed"].includes(run.status));
+  if (!validated.length) return null;
+  return Math.ceil(Math.max(...(sound.length ? sound : validated).map(best)) * 1e4 - 1e-2) / 1e4;
 }
 
-/** The time-to-target table: a row a line, soonest first. */
+/** Where a run first validated at or below the target: {step, chars, ...}, or null. */
+function reach(run, aim) {
+  const losses = run.val[metric()];
+  const row = losses.findIndex((loss) => loss <= aim + 1e-6); // float32 rounds: a millionth is allowed for that
+  return row < 0 ? null : Object.fromEntries(Object.keys(AXES).map((axis) => [axis, run.val[axis][row]]));
+}
+
+/** The time-to-target table, a row per line, soonest first: as lm.compare.table.arrivals, for what is shown. */
 function arrivals() {
-  const axes = Object.keys(AXES);
   const aim = target();
   if (aim === null) return [];
-  // float32 has its own last digits: a millionth is allowed for them
   const rows = shownLines().map((line) => {
-    const places = line.members.map((run) => reach(run.val, metric(), aim + 1e-6, axes)).filter(Boolean);
-    return {
-      line,
-      reached: places.length,
-      at: Object.fromEntries(axes.map((axis) => [axis, stat(places.map((p) => p[axis]))])),
-      faster: {},
-      cost: {},
-    };
+    const places = line.members.map((run) => reach(run, aim)).filter(Boolean);
+    const at = Object.fromEntries(Object.keys(AXES).map((axis) => [axis, stat(places.map((p) => p[axis]))]));
+    return { line, reached: places.length, at, faster: {} };
   });
-  for (const axis of axes) {
+  for (const axis of Object.keys(AXES)) {
     const slowest = Math.max(...rows.map((row) => row.at[axis].mean ?? 0));
-    for (const row of rows) {
-      const mean = row.at[axis].mean;
-      row.faster[axis] = mean > 0 ? slowest / mean : NaN;
-      row.cost[axis] = mean > 0 ? mean / slowest : 0;
-    }
+    for (const row of rows) row.faster[axis] = row.at[axis].mean > 0 ? slowest / row.at[axis].mean : NaN;
   }
   return rows.sort((a, b) => (a.at.step.mean ?? Infinity) - (b.at.step.mean ?? Infinity));
 }

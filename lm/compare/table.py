@@ -1,4 +1,4 @@
-"""Who converges faster, in numbers: groups, statistics, time to a target loss, and the warnings that go with them."""
+"""The numbers of a comparison: groups of seeds, statistics, time to a target loss, and warnings."""
 
 import itertools
 import math
@@ -11,28 +11,49 @@ from typing import Any
 from lm.compare.runs import NAN, RunData, compared, is_number
 from lm.config.options import COPYING
 from lm.files import printable
-from lm.report.format import finite
+from lm.report.format import finite, loss, short
 from lm.runs.metrics import AXES
-
-Getter = Callable[[RunData], float]
 
 
 @dataclass
 class Stat:
-    """Mean and sample standard deviation over the repetitions of an experiment; NaN where there is none."""
+    """Mean and sample standard deviation over the runs of a group; NaN where there is none."""
 
     mean: float = NAN
     spread: float = NAN
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Stat":
+        """The statistics of the finite ones of some values."""
         kept = [value for value in values if math.isfinite(value)]
         if not kept:
             return cls()
         return cls(statistics.fmean(kept), statistics.stdev(kept) if len(kept) > 1 else NAN)
 
+    def text(self, form: Callable[[float], str], spread: bool = True) -> str:
+        """The mean, and the deviation where there is one: `1.5678 ±0.0012`."""
+        return form(self.mean) + (f" ±{form(self.spread)}" if spread and math.isfinite(self.spread) else "")
+
     def to_json(self) -> dict[str, float | None]:
-        return {"mean": finite(self.mean), "spread": finite(self.spread)}
+        """The same for JSON: null where there is none."""
+        return finite(vars(self))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the results: a number of each run.
+
+    Attributes:
+        heading: the column's heading.
+        get: the number; NaN where the run has none.
+        form: formats it.
+        spread: whether to show the deviation over seeds.
+    """
+
+    heading: str
+    get: Callable[[RunData], float]
+    form: Callable[[float], str] = short
+    spread: bool = True
 
 
 @dataclass
@@ -42,53 +63,83 @@ class Group:
     label: str
     runs: list[RunData]
 
-    def stat(self, get: Getter) -> Stat:
-        return Stat.of(map(get, self.runs))
+    @property
+    def name(self) -> str:
+        """Its label, with the number of its runs if there are several."""
+        return self.label + (f" x{len(self.runs)}" if len(self.runs) > 1 else "")
+
+    @property
+    def status(self) -> str:
+        """The statuses of its runs, each once."""
+        return ", ".join(dict.fromkeys(run.status for run in self.runs))
+
+    def has(self, value: str) -> bool:
+        """Whether any of its runs has points of this column of metrics.csv."""
+        return any(run.points(value) for run in self.runs)
+
+    def stat(self, measure: str) -> Stat:
+        """Mean and deviation of one of MEASURES."""
+        return Stat.of(map(MEASURES[measure].get, self.runs))
 
 
-@dataclass
-class Best:
-    """The lowest validation loss of a run and where it was, by AXES; NaN before the first validation."""
+def best(run: RunData, metric: str) -> dict[str, float]:
+    """The lowest validation loss as `loss`, and where it was, by AXES; NaN for what is not known.
 
-    loss: float = NAN
-    step: float = NAN
-    chars: float = NAN
-    train_seconds: float = NAN
-    flops: float = NAN
-
-
-def best(run: RunData, metric: str) -> Best:
-    """From metrics.csv, or the loss alone from summary.json where that is all there is."""
-    found = run.validations(metric)
-    if found:
-        lowest, row = min(found)
-        return Best(lowest, *(run.columns[axis][row] for axis in AXES))
+    Without rows in metrics.csv, the loss alone, from summary.json.
+    """
+    if found := run.validations(metric):
+        row = min(found, key=lambda row: row[metric])
+        return {"loss": row[metric], **place(row)}
     values = run.summary.get("best")
-    loss = values.get(metric) if isinstance(values, dict) else None
-    return Best(float(loss)) if is_number(loss) else Best()
+    only = values.get(metric) if isinstance(values, dict) else None
+    return {"loss": float(only) if is_number(only) else NAN, **place({})}
+
+
+def place(row: dict[str, float]) -> dict[str, float]:
+    """Where a row of metrics.csv is, by AXES; NaN where it does not say."""
+    return {axis: row.get(axis, NAN) for axis in AXES}
 
 
 def reach(run: RunData, metric: str, target: float) -> dict[str, float] | None:
-    """Steps, characters, seconds and FLOPs at the first validation at or below the target; None if none is."""
-    for loss, row in run.validations(metric):
-        if loss <= target:
-            return {axis: run.columns[axis][row] for axis in AXES}
-    return None
+    """Steps, characters, seconds and FLOPs at the first validation at or below the target; None if there is none."""
+    return next((place(row) for row in run.validations(metric) if row[metric] <= target), None)
 
 
 def default_target(runs: list[RunData], metric: str) -> float | None:
-    """The worst run's best, rounded up to four decimals so that it reaches it; diverged runs count only if all are."""
+    """The worst run's best loss, rounded up to four decimals. Diverged and failed runs count only if all are."""
     losses: dict[bool, list[float]] = {True: [], False: []}
     for run in runs:
-        loss = best(run, metric).loss
-        if math.isfinite(loss):
-            losses[run.status in ("diverged", "failed")].append(loss)
+        lowest = best(run, metric)["loss"]
+        if math.isfinite(lowest):
+            losses[run.status in ("diverged", "failed")].append(lowest)
     worst = max(losses[False] or losses[True], default=None)
     return None if worst is None else math.ceil(worst * 1e4) / 1e4
 
 
+def speed(run: RunData) -> float:
+    """Characters per second of training, over the whole run."""
+    if math.isfinite(value := run.number("chars_per_second")):
+        return value
+    points = reversed(run.points("chars", "train_seconds"))
+    return next((chars / seconds for seconds, chars in points if seconds > 0), NAN)
+
+
+MEASURES = {
+    "parameters": Measure("params", lambda run: run.number("parameters"), spread=False),
+    "val/loss": Measure("val loss", lambda run: best(run, "val/loss")["loss"], loss),
+    "val/loss_streaming": Measure("streaming", lambda run: best(run, "val/loss_streaming")["loss"], loss),
+    "val/accuracy": Measure("accuracy", lambda run: max((y for _, y in run.points("val/accuracy")), default=NAN), loss),
+    "bits_per_char": Measure("bits/char", lambda run: best(run, "val/loss")["loss"] / math.log(2), loss),
+    "best_step": Measure("at step", lambda run: best(run, "val/loss")["step"]),
+    "best_seconds": Measure("after s", lambda run: best(run, "val/loss")["train_seconds"]),
+    "chars_per_second": Measure("chars/s", speed),
+    "memory_mb": Measure("MB", lambda run: run.number("peak_gpu_memory_mb", "peak_memory_mb"), spread=False),
+}
+"""The columns of the results. `at step` and `after s` are those of the lowest windowed loss."""
+
+
 def group(runs: list[RunData]) -> list[Group]:
-    """Put repetitions together, in order of their first run; a run without configuration stands alone."""
+    """Put the seeds of an experiment together, in order of their first run; a run without configuration stays alone."""
     experiments: dict[Any, list[RunData]] = {}
     for run in runs:
         experiments.setdefault(run.experiment or run.path, []).append(run)
@@ -101,7 +152,7 @@ def group(runs: list[RunData]) -> list[Group]:
 
 
 def _label(runs: list[RunData]) -> str:
-    """What the names have in common, without the seed's or the date's place; else the mixer."""
+    """The common start of the names, without what precedes the seed or date; if that is too short, the mixer."""
     if len(runs) == 1:
         return runs[0].name
     names = [run.name for run in runs]
@@ -112,33 +163,10 @@ def _label(runs: list[RunData]) -> str:
     return common if len(common) > 1 else runs[0].mixer
 
 
-MEASURES: dict[str, Getter] = {
-    "parameters": lambda run: run.number("parameters"),
-    "val/loss": lambda run: best(run, "val/loss").loss,
-    "val/loss_streaming": lambda run: best(run, "val/loss_streaming").loss,
-    "val/accuracy": lambda run: max(run.points("val/accuracy")[1], default=NAN),
-    "bits_per_char": lambda run: best(run, "val/loss").loss / math.log(2),
-    "best_step": lambda run: best(run, "val/loss").step,
-    "best_seconds": lambda run: best(run, "val/loss").train_seconds,
-    "chars_per_second": lambda run: speed(run),
-    "memory_mb": lambda run: run.number("peak_gpu_memory_mb", "peak_memory_mb"),
-}
-"""The columns of the results: each a number of a run."""
-
-
-def speed(run: RunData) -> float:
-    """Characters per second of training, over the whole run."""
-    if math.isfinite(value := run.number("chars_per_second")):
-        return value
-    for chars, seconds in zip(reversed(run.columns["chars"]), reversed(run.columns["train_seconds"]), strict=True):
-        if seconds > 0:
-            return chars / seconds
-    return NAN
-
-
 @dataclass
 class Arrival:
-    """How a group reached the target: statistics over the runs that did, and how many times sooner than the slowest."""
+    """Where a group reached the target: statistics over those of its runs that did, by AXES, and how many times sooner
+    than the slowest group."""
 
     group: Group
     reached: int
@@ -147,11 +175,11 @@ class Arrival:
 
 
 def arrivals(groups: list[Group], metric: str, target: float) -> list[Arrival]:
-    """The time-to-target table, soonest in steps first, those that never arrived last."""
+    """The time-to-target table: soonest in steps first, groups that never reached it last."""
     result = []
     for item in groups:
-        places = [place for run in item.runs if (place := reach(run, metric, target))]
-        at = {axis: Stat.of(place[axis] for place in places) for axis in AXES}
+        places = [reached for run in item.runs if (reached := reach(run, metric, target))]
+        at = {axis: Stat.of(reached[axis] for reached in places) for axis in AXES}
         result.append(Arrival(item, len(places), at, {}))
     for axis in AXES:
         slowest = max((a.at[axis].mean for a in result if a.at[axis].mean > 0), default=NAN)
@@ -162,7 +190,7 @@ def arrivals(groups: list[Group], metric: str, target: float) -> list[Arrival]:
 
 
 def headline(found: list[Arrival], target: float) -> str:
-    """The answer in one sentence, or nothing where there is no question."""
+    """One sentence that compares the fastest group with the slowest; empty where fewer than two reached the target."""
     there = [arrival for arrival in found if arrival.reached == len(arrival.group.runs)]
     if len(there) < 2:
         return ""
@@ -181,16 +209,14 @@ def _rounded(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
+CORPORA = "not comparable, the corpora differ"
+PROBLEMS = "not comparable, the problems differ"
 NOT_COMPARABLE = {
-    "data.corpus": "not comparable, the corpora differ",
-    "data.column": "not comparable, the corpora differ",
-    "data.split": "not comparable, the corpora differ",
-    "data.revision": "not comparable, the corpora differ",
-    "data.copying.tokens": "not comparable, the problems differ",
-    "data.copying.vocabulary": "not comparable, the problems differ",
+    **dict.fromkeys(("data.corpus", "data.column", "data.split", "data.revision"), CORPORA),
+    **dict.fromkeys(("data.copying.tokens", "data.copying.vocabulary"), PROBLEMS),
     "data.context": "windowed losses are not comparable (compare the streaming ones)",
 }
-"""Options in which runs should not differ, and what follows where they do."""
+"""Options in which runs should not differ, and the warning where they do."""
 
 
 def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
@@ -203,8 +229,8 @@ def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
         values = list(dict.fromkeys(run.config.get(key, "none") for run in asked))
         if len(values) > 1:
             found.append(f"{text}: {key} is {_listed(values)}")
-    if len({run.vocabulary for run in runs} - {""}) > 1 and not any("corpora" in text for text in found):
-        found.append("not comparable, the corpora differ: their alphabets do")
+    if len({run.vocabulary for run in runs} - {""}) > 1 and not any(CORPORA in text for text in found):
+        found.append(f"{CORPORA}: their alphabets do")
     if len(processors := sorted({run.processor for run in runs} - {""})) > 1:
         found.append(f"seconds and characters/s come from different machines ({_listed(processors)})")
     found += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
@@ -217,46 +243,42 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def differences(runs: list[RunData]) -> list[tuple[str, list[str]]]:
-    """The options in which the runs differ: (key, value of each run), the seed too."""
+def differences(runs: list[RunData]) -> dict[str, list[str]]:
+    """The options in which the runs differ, the seed too, and the value of each run."""
     keys = dict.fromkeys(key for run in runs for key in run.config if compared(key) or key == "seed")
-    rows = [(key, [run.config.get(key, "") for run in runs]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    rows = {key: [run.config.get(key, "") for run in runs] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def facts(run: RunData) -> dict[str, Any]:
+    """What JSON says of a run beside its name: mixer, status and MEASURES; null for a number that it does not have."""
+    numbers = {name: finite(measure.get(run)) for name, measure in MEASURES.items()}
+    return {"mixer": run.mixer, "status": run.status, **numbers}
 
 
 def as_json(runs: list[RunData], groups: list[Group], metric: str, target: float | None, notes: list[str]) -> Any:
-    """Everything of the tables, for other programs; a number that does not exist is null."""
+    """All tables, for other programs; a number that does not exist is null."""
+    labels = {id(run): item.label for item in groups for run in item.runs}
+    names = [run.name for run in runs]
     found = {} if target is None else {id(a.group): a for a in arrivals(groups, metric, target)}
+    places = [None if target is None else finite(reach(run, metric, target)) for run in runs]
     return {
         "metric": metric,
         "target": target,
         "warnings": notes,
         "groups": [_group_json(item, found.get(id(item))) for item in groups],
-        "runs": [_run_json(run, groups, metric, target) for run in runs],
-        "differences": {
-            key: dict(zip([r.name for r in runs], values, strict=True)) for key, values in differences(runs)
-        },
+        "runs": [
+            {"name": run.name, "path": str(run.path), "group": labels[id(run)], **facts(run), "to_target": reached}
+            for run, reached in zip(runs, places, strict=True)
+        ],
+        "differences": {key: dict(zip(names, values, strict=True)) for key, values in differences(runs).items()},
     }
 
 
 def _group_json(item: Group, arrival: Arrival | None) -> dict[str, Any]:
     result: dict[str, Any] = {"label": item.label, "runs": [run.name for run in item.runs], "mixer": item.runs[0].mixer}
-    result |= {name: item.stat(get).to_json() for name, get in MEASURES.items()}
+    result |= {name: item.stat(name).to_json() for name in MEASURES}
     if arrival:
         at = {axis: s.to_json() | {"times_faster": finite(arrival.faster[axis])} for axis, s in arrival.at.items()}
         result["to_target"] = {"reached": arrival.reached} | at
     return result
-
-
-def _run_json(run: RunData, groups: list[Group], metric: str, target: float | None) -> dict[str, Any]:
-    label = next(item.label for item in groups if any(member is run for member in item.runs))
-    place = None if target is None else reach(run, metric, target)
-    return {
-        "name": run.name,
-        "path": str(run.path),
-        "group": label,
-        "mixer": run.mixer,
-        "status": run.status,
-        **{name: finite(get(run)) for name, get in MEASURES.items()},
-        "to_target": place and {axis: finite(value) for axis, value in place.items()},
-    }

@@ -1,68 +1,127 @@
-"""A picture of a benchmark: panels of log-log curves, one per contender."""
+"""Pictures as PNG files: panels side by side, each with one or more curves per name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm.report import style
 
-Curve = list[tuple[float, float]]
+Curve = Sequence[tuple[float, float]]
+INK, SOFT, TICK, FAINT = "#1f2328", "#57606a", "#8b949e", "#d9dee3"
+SETTINGS: dict[Any, Any] = {"font.size": 10, "axes.edgecolor": TICK, "text.color": INK, "axes.labelcolor": INK}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes; `curves` maps a contender to its points (x, y)."""
+    """One set of axes.
 
-    title: str
-    label: str
-    curves: dict[str, Curve]
+    Attributes:
+        x, y: labels of the axes.
+        curves: the points of each curve by name; several curves of a name are repetitions, such as seeds.
+        title: above the panel.
+    """
+
+    x: str
+    y: str
+    curves: dict[str, list[Curve]]
+    title: str = ""
 
 
-def save(path: str, panels: list[Panel], axis: str, title: str, logarithmic: bool = True) -> None:
-    """Draw the panels side by side into a PNG, y `logarithmic` or not. A contender looks the same in all of them."""
+def save(
+    path: str,
+    panels: list[Panel],
+    title: str = "",
+    log: tuple[bool, bool] = (False, False),
+    target: float | None = None,
+) -> None:
+    """Draw panels into a PNG file. A name looks the same in all of them; equal y labels share their axis.
+
+    Args:
+        path: the file.
+        panels: what to draw.
+        title: above all panels.
+        log: whether the x and the y axis are logarithmic.
+        target: y value of a dotted line.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import matplotlib
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
-    figure = Figure(figsize=(5.2 * len(panels), 4.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for panel, ax in zip(panels, axes, strict=True):
-        for name, curve in panel.curves.items():
-            if curve:
-                ax.plot(*zip(*curve, strict=True), label=name, **_look(names.index(name)))
-        ax.set(
-            xscale="log", yscale="log" if logarithmic else "linear", xlabel=axis, ylabel=panel.label, title=panel.title
-        )
-        ax.xaxis.set_major_locator(_powers_of_two())
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        ax.xaxis.set_minor_locator(_none())
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-    found = dict(pair for ax in axes for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    if found:
-        columns = 3 * len(panels) - 2
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(Path(path), dpi=150, facecolor="white", format="png")
+    shared = len({panel.y for panel in panels}) == 1
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(5.5 * max(len(panels), 1.5), 4.7), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=shared)[0]
+        for number, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
+            for name, curves in panel.curves.items():
+                _draw(ax, [curve for curve in curves if curve], name, names.index(name))
+            ax.set(xlabel=panel.x, ylabel="" if shared and number else panel.y, title=panel.title)
+            _format(ax, log)
+            if target is not None:
+                ax.axhline(target, color=SOFT, linewidth=1, linestyle=(0, (1, 2)))
+        if target is not None:
+            at = axes[0].get_yaxis_transform()
+            axes[0].text(0.012, target, f"target {target:g}", transform=at, va="bottom", fontsize=8.5, color=SOFT)
+        legend = dict(pair for ax in axes for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        if legend:
+            columns = min(len(legend), 3 * len(panels))
+            figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(Path(path), dpi=160, facecolor="white", format="png")
 
 
-def _look(index: int) -> dict[str, Any]:
-    dash = style.PATTERNS[style.DASHES[index % len(style.DASHES)]]
-    return {
-        "color": style.LIGHT[index % len(style.LIGHT)],
+def _draw(ax: Any, curves: list[Curve], name: str, index: int) -> None:
+    """A curve; of several their mean and band, and each of them as a thin line."""
+    dash = style.DASHES[index % len(style.DASHES)]
+    colour = style.LIGHT[index % len(style.LIGHT)]
+    look = {
+        "color": colour,
         "linestyle": (0, dash) if dash else "-",
+        "linewidth": 1.8,
         "marker": list(style.SYMBOLS.values())[index % len(style.SYMBOLS)],
         "markersize": 4.5,
-        "linewidth": 1.6,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.5,
+        "label": name.replace("$", r"\$").lstrip("_") or "?",  # no formulas, and none of matplotlib's hidden labels
     }
+    if len(curves) > 1 and (shared := band(curves)):
+        xs, low, mean, high = zip(*shared, strict=True)
+        ax.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
+        for curve in curves:
+            ax.plot(*zip(*curve, strict=True), color=colour, alpha=0.4, linewidth=0.7)
+        curves = [list(zip(xs, mean, strict=True))]
+    for curve in curves:
+        ax.plot(*zip(*curve, strict=True), markevery=max(1, len(curve) // 12), **look)
+        look["label"] = "_"
 
 
-def _powers_of_two() -> Any:
-    from matplotlib.ticker import LogLocator
+def band(curves: list[Curve]) -> list[tuple[float, float, float, float]]:
+    """(x, lowest, mean, highest) of several curves at each x of any of them, where all of them have values."""
+    import numpy as np
 
-    return LogLocator(base=4, numticks=12)
+    start, end = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    grid = np.unique([x for curve in curves for x, _ in curve if start <= x <= end])
+    values = np.stack([np.interp(grid, *np.array(curve).T) for curve in curves])
+    parts = (grid, values.min(0), values.mean(0), values.max(0))
+    return list(zip(*(part.tolist() for part in parts), strict=True))
 
 
-def _none() -> Any:
-    from matplotlib.ticker import NullLocator
+def _format(ax: Any, log: tuple[bool, bool]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    return NullLocator()
+    if log[0]:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(base=4, numticks=12))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.set_xlim(left=0)
+    if log[1]:
+        ax.set_yscale("log")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 or x == int(x) else f"{x:g}")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color=FAINT, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.tick_params(color=TICK, labelcolor=INK)

@@ -89,7 +89,7 @@ def test_nothing_in_a_folder_can_break_the_comparison(tmp_path_factory, pieces):
     target = table.default_target(runs, "val/loss")
     everything = table.as_json(runs, groups, "val/loss", target, [])
     json.dumps(everything, allow_nan=False)
-    embed(payload(groups, "val/loss", target, []) | {"runs": [encode(run, 1) for run in runs]})
+    embed(payload(runs, "val/loss", target, []) | {"runs": [encode(run, 1) for run in runs]})
     lines = [*terminal.results(groups), *terminal.curves(groups, "train/loss", "flops")]
     assert all(line.isprintable() for line in lines)
 

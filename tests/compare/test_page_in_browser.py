@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from lm.compare import table
-from lm.compare.page import payload
 from lm.compare.runs import Reader
 from lm.compare.server import Feed, make_server
 from tests.commands import compare
@@ -410,7 +408,7 @@ def test_no_runs_yet_and_no_validation_yet(browser, tmp_path):
 
 
 def test_a_served_page_follows_training(browser, tmp_path):
-    feed = Feed(Reader([str(tmp_path / "runs")]), lambda runs: payload(table.group(runs), "val/loss", None, []))
+    feed = Feed(Reader([str(tmp_path / "runs")]), "val/loss", None)
     server = make_server(feed, 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -17,7 +17,7 @@ def test_a_row_being_written_is_left_for_later(tmp_path):
     with (path / "metrics.csv").open("a") as file:
         file.write("210,860160,3")
     torn = read_run(path)
-    assert torn.columns["step"] == whole.columns["step"]
+    assert torn.rows == whole.rows
     assert torn.problems == []
 
 
@@ -27,7 +27,7 @@ def test_damaged_rows_are_left_out_and_counted(tmp_path):
     lines[5:5] = ["\0\0\0", "what,is,this", ",".join(["x"] * len(AXES + VALUES)), "," * (len(AXES + VALUES) - 1)]
     (path / "metrics.csv").write_text("\n".join(lines) + "\n")
     run = read_run(path)
-    assert run.columns["step"] == [10.0 * i for i in range(1, 21)]
+    assert [row["step"] for row in run.rows] == [10.0 * i for i in range(1, 21)]
     assert run.problems == ["3 damaged rows of metrics.csv left out"]
 
 
@@ -51,7 +51,7 @@ def test_only_changed_folders_are_read_again(tmp_path):
         file.write(csv_row((60, 1, 1, 1), {"val/loss": 1.0}) + "\n")
     second = reader.read()
     assert second[0] is first[0]
-    assert second[1].columns["step"][-1] == 60
+    assert second[1].rows[-1]["step"] == 60
 
 
 @pytest.mark.parametrize(

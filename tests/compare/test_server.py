@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.compare import table
-from lm.compare.page import payload
-from lm.compare.runs import Reader, RunData
+from lm.compare.runs import Reader
 from lm.compare.server import Feed, make_server
 from tests.commands import compare
 from tests.fake_runs import csv_row, fake_run
@@ -21,17 +19,13 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """A server on a folder with two runs: the folder and the port."""
     for name in "ab":
         fake_run(tmp_path, name, rows=20, model={"width": 2 * ord(name)})
-    server = make_server(Feed(Reader([str(tmp_path)]), describe), 0)
+    server = make_server(Feed(Reader([str(tmp_path)]), "val/loss", None), 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield tmp_path, server.server_port
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-def describe(runs: list[RunData]) -> dict:
-    return payload(table.group(runs), "val/loss", None, [])
 
 
 def get(port: int, path: str, host: str | None = None) -> tuple[int, str]:
@@ -70,7 +64,7 @@ def test_server_sends_only_what_changed(served):
 
 
 def test_server_waits_for_the_first_run(tmp_path):
-    feed = Feed(Reader([str(tmp_path / "later")]), describe)
+    feed = Feed(Reader([str(tmp_path / "later")]), "val/loss", None)
     first = feed.since("")
     assert first is not None and first["runs"] == []
     fake_run(tmp_path / "later", "a", rows=5)

@@ -204,7 +204,7 @@ def compare_all(folder: Path) -> None:
     groups, target = table.group(runs), table.default_target(runs, "val/loss")
     notes = table.warnings(runs, [])
     everything = table.as_json(runs, groups, "val/loss", target, notes)
-    data = payload(groups, "val/loss", target, notes) | {"runs": [encode(run, 1) for run in runs]}
+    data = payload(runs, "val/loss", target, []) | {"runs": [encode(run, 1) for run in runs]}
     json.dumps([everything, data], allow_nan=False).encode()
     assert "<" not in embed(data), "markup in the page"
     as_csv(everything["runs"]) if runs else None

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from lm.compare import table
-from lm.compare.page import payload
 from lm.compare.runs import Reader, read_run
 from lm.compare.server import Feed, make_server
 from lm.config.options import DataConfig
@@ -244,10 +242,7 @@ def test_nothing_of_a_run_is_markup_in_the_page_or_a_column_in_the_files(hostile
 
 @pytest.fixture
 def served(hostile):
-    def describe(runs):
-        return payload(table.group(runs), "val/loss", None, table.warnings(runs, []))
-
-    server = make_server(Feed(Reader([str(hostile)]), describe), 0)
+    server = make_server(Feed(Reader([str(hostile)]), "val/loss", None), 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
