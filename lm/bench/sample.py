@@ -28,7 +28,7 @@ from lm.corpora.tokenizer import CharTokenizer
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
 from lm.sampling.decoder import Decoder, read
-from lm.sampling.filters import Options
+from lm.sampling.filters import SamplingOptions
 from lm.sampling.packed import WEIGHTS, Packed, UnsupportedError, linears, pack
 from lm.sampling.text import write
 
@@ -49,7 +49,7 @@ class Writer:
         self.chars, self.decoder = chars, Decoder(model, [start] * batch)
 
     def __call__(self, chars: int = 0) -> None:
-        for _ in write(self.decoder, TOKENIZER, chars or self.chars, Options(TEMPERATURE)):
+        for _ in write(self.decoder, TOKENIZER, chars or self.chars, SamplingOptions(TEMPERATURE)):
             pass
 
     def copy(self) -> "Writer":

@@ -1,4 +1,7 @@
-"""Sampling filters: pure functions of logits (N, V) in numpy, where one row takes microseconds."""
+"""Sampling filters and the choice of the next id: pure functions of logits (N, V).
+
+They use numpy, where one row takes microseconds.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ import numpy as np
 
 
 def top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Keep the k largest logits of each row (and what equals the smallest of them); 0 keeps all. Others become -inf."""
+    """Keep the k largest logits of each row, ties included; the others become -inf. 0 keeps all."""
     if not 0 < k < logits.shape[-1]:
         return logits
     smallest = np.partition(logits, -k, axis=-1)[..., -k, None]
@@ -15,56 +18,56 @@ def top_k(logits: np.ndarray, k: int) -> np.ndarray:
 
 
 def top_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """Keep the fewest most probable ids that together have probability p (nucleus sampling, arXiv 1904.09751)."""
+    """Keep the fewest most probable ids whose probabilities sum to at least p (nucleus sampling, arXiv 1904.09751)."""
     if p >= 1:
         return logits
     index = np.argsort(-logits, axis=-1, kind="stable")
     ordered = np.take_along_axis(logits, index, -1)
     weight = np.exp(ordered - ordered[..., :1])
-    together = weight.cumsum(axis=-1)
+    cumulative = weight.cumsum(axis=-1)
     excluded = np.empty(logits.shape, dtype=bool)
-    # `together - weight` is what the more probable ones have.
-    np.put_along_axis(excluded, index, together - weight >= p * together[..., -1:], -1)
+    # `cumulative - weight` is the sum over the more probable ids.
+    np.put_along_axis(excluded, index, cumulative - weight >= p * cumulative[..., -1:], -1)
     return np.where(excluded, -np.inf, logits)
 
 
 def min_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """Keep ids at least p times as probable as the most probable one (arXiv 2407.01082); 0 keeps all."""
+    """Keep the ids that are at least p times as probable as the most probable one (arXiv 2407.01082); 0 keeps all."""
     if p <= 0:
         return logits
     return np.where(logits < logits.max(axis=-1, keepdims=True) + math.log(p), -np.inf, logits)
 
 
 @dataclass
-class Options:
-    """How a character is chosen: temperature, then top-k, then top-p, then min-p. By default these three keep all."""
+class SamplingOptions:
+    """How the next id is chosen: temperature, then top-k, then top-p, then min-p. By default all ids are kept."""
 
     temperature: float = 1.0
-    """0 takes the most probable"""
+    """0 takes the most probable id"""
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
 
 
-def choose(logits: np.ndarray, uniform: np.ndarray, options: Options) -> np.ndarray:
-    """One id per row: logits (N, V) and numbers in [0, 1), uniform (N,) -> ids (N,).
+def choose(logits: np.ndarray, uniform: np.ndarray, options: SamplingOptions) -> np.ndarray:
+    """Choose one id per row: logits (N, V) and random numbers in [0, 1), uniform (N,) -> ids (N,).
 
-    The id is the first whose cumulative probability exceeds the row's number: each row is chosen by itself.
+    The id is the first one whose cumulative probability exceeds the row's random number. Rows are independent.
     """
     if options.temperature == 0:
         return logits.argmax(axis=-1)
     scaled = logits.astype(np.float64)
-    scaled -= scaled.max(axis=-1, keepdims=True)  # before the division: a tiny temperature may overflow
+    scaled -= scaled.max(axis=-1, keepdims=True)  # before the division, which may overflow at a tiny temperature
     with np.errstate(over="ignore"):
         scaled /= options.temperature
     kept = min_p(top_p(top_k(scaled, options.top_k), options.top_p), options.min_p)
     cumulative = np.exp(kept).cumsum(axis=-1)
-    # Scaled, so that rounding cannot go past the end.
+    # The number is scaled by the sum, so that rounding cannot go past the last id.
     return (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(axis=-1)
 
 
 def log_probability(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Natural logarithms of what logits (N, V) give ids (N,): unfiltered, at temperature 1."""
+    """Natural log-probabilities (N,) of ids (N,) under logits (N, V), without filters and at temperature 1."""
     logits = logits.astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(axis=-1))

@@ -1,18 +1,16 @@
-"""A session in the terminal: lines are read and continued, commands begin with a slash."""
+"""An interactive session: each line is read and continued; lines with a slash are commands."""
 
-import difflib
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lm.config.fields import fields
+from lm.config.fields import fields, nearest
 from lm.config.strict_yaml import read_yaml
 from lm.files import UserError
 from lm.sampling.decoder import Position
-from lm.sampling.options import SETTABLE, GenerateOptions
-from lm.sampling.session import Interrupts, Session
+from lm.sampling.options import GenerateOptions
+from lm.sampling.session import Session, interrupts
+from lm.sampling.writers import Output
 
 HELP = r"""Type some text: it is read, without the end of the line, and then continued. Nothing typed: it goes on.
   \n in the text is the end of a line; // at its start a slash
@@ -23,40 +21,38 @@ HELP = r"""Type some text: it is read, without the end of the line, and then con
   /reset          forget all text
   /save FILE      /load FILE      the state
   /help           /quit, or Ctrl-D       Ctrl-C ends the current continuation"""
+SETTABLE = ("temperature", "top_k", "top_p", "min_p", "chars", "seed")
+"""Options of `char-lm generate` that are also commands."""
 
 
-def interact(session: Session, prompt: str) -> int:
-    """Read lines from stdin and write how they go on, until there are no more. Text alone goes to stdout."""
+def interact(session: Session, prompt: str, output: Output) -> None:
+    """Read lines from stdin and continue them, until there are no more. Only text goes to the output."""
     session.keep_first()
     first = list(session.positions)
     if prompt:
         session.read(prompt)
-        _continue(session, prompt)
-    while (line := _line()) is not None and line.strip() != "/quit":
+        output.write(prompt)
+        _continue(session, output)
+    while not output.problem and (line := _line()) is not None and line.strip() != "/quit":
         try:
             if line.startswith("/") and not line.startswith("//"):
                 _command(session, first, line[1:])
             else:
                 session.read(line.removeprefix("/").replace("\\n", "\n") or None)
-                _continue(session)
+                _continue(session, output)
         except UserError as error:
             print(error, file=sys.stderr)
-    return 0
 
 
 def _line() -> str | None:
     """The next line that is typed, or None at the end. Ctrl-C drops what was typed so far."""
-    terminal = sys.stdin.isatty()
+    if terminal := sys.stdin.isatty():
+        import readline  # noqa: F401  (input() then edits and remembers lines)
     while True:
         try:
-            if terminal:
-                import readline  # noqa: F401  (input() then edits and remembers lines)
-
-                return input("> ")
-            line = sys.stdin.readline()
-            return line.rstrip("\n") if line else None
+            return input("> " if terminal else "")
         except EOFError:
-            print(file=sys.stderr)
+            print(end="\n" if terminal else "", file=sys.stderr)
             return None
         except KeyboardInterrupt:
             if not terminal:
@@ -64,17 +60,16 @@ def _line() -> str | None:
             print(file=sys.stderr)
 
 
-def _continue(session: Session, prompt: str = "") -> None:
-    """Write on, until the characters are all there or Ctrl-C."""
-    print(prompt, end="")
-    with Interrupts() as interrupted:
-        for (piece,) in session.write(interrupted=interrupted):
-            print(piece.text, end="", flush=True)
-    print(flush=True)
+def _continue(session: Session, output: Output) -> None:
+    """Write a continuation until it is long enough or Ctrl-C ends it."""
+    with interrupts() as interrupted:
+        for (piece,) in session.write(lambda: interrupted() or bool(output.problem)):
+            output.write(piece.text)
+    output.write("\n", flush=True)
 
 
 def _command(session: Session, first: list[Position], line: str) -> None:
-    """Obey a line such as `temperature 0.5`. Raises UserError."""
+    """Run a command such as `temperature 0.5`. Raises UserError."""
     name, _, value = line.partition(" ")
     value = value.strip()
     if name == "help":
@@ -84,25 +79,24 @@ def _command(session: Session, first: list[Position], line: str) -> None:
     elif name in ("save", "load"):
         _file_command(session, name, value)
     elif name == "stop":
-        session.stops = [value.replace("\\n", "\n")] if value else []
+        session.options.stop = [value.replace("\\n", "\n")] if value else []
     elif name in SETTABLE:
         _set(session, name, value)
     else:
         names = [*SETTABLE, "stop", "reset", "save", "load", "help", "quit"]
-        near = difflib.get_close_matches(name, names, 1)
-        raise UserError(f"unknown command /{name}; " + (f"did you mean /{near[0]}?" if near else "/help lists them"))
+        hint = nearest(f"/{name}", (f"/{known}" for known in names))
+        raise UserError(f"unknown command /{name}" + (hint or "; /help lists them"))
 
 
 def _file_command(session: Session, name: str, value: str) -> None:
     try:
         (word,) = shlex.split(value)
+        if "\0" in word:
+            raise ValueError
         path = Path(word).expanduser()
     except (ValueError, RuntimeError):  # a quote left open, no word or several; no such user
         raise UserError(f"/{name} needs the name of a file, not {value!r}") from None
-    if "\0" in word:
-        raise UserError(f"/{name} needs the name of a file, not {value!r}")
     if name == "save":
-        session.read(None)
         session.save(path)
     else:
         session.load(path)
@@ -111,11 +105,9 @@ def _file_command(session: Session, name: str, value: str) -> None:
 
 
 def _set(session: Session, name: str, text: str) -> None:
-    value: Any = read_yaml(text) if text else text
+    value = read_yaml(text) if text else text
     fields(GenerateOptions)[name].check(value, "/")
     if name == "seed":
-        session.reseed(value)
-    elif name == "chars":
-        session.chars = value or None
+        session.reseed(value or 0)
     else:
-        session.options = replace(session.options, **{name: value})
+        setattr(session.options, name, value)

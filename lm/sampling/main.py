@@ -1,9 +1,8 @@
-"""`char-lm generate`: write text with a trained model. Only text goes to stdout."""
+"""`char-lm generate`: write text with a trained model, score a text, or read and answer lines."""
 
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,7 @@ USAGE = "[RUN] [--prompt TEXT] [--chars N] [--temperature X] ..."
 
 
 def check(options: GenerateOptions) -> None:
-    """Refuse options that do not go together.
-
-    Raises:
-        UserError: names the option, and what it must be.
-    """
+    """Refuse options that do not go together by a UserError that names one and what it must be."""
     several = (options.samples or 1) > 1
     rules = (
         ("chars", options.chars > 0 or options.json or not several, "above 0 for several samples without --json"),
@@ -43,30 +38,37 @@ def check(options: GenerateOptions) -> None:
         raise UserError("--prompt and --score cannot both be -: stdin is read once")
 
 
-def read_argument(text: str) -> str:
-    """The text itself, or what @FILE or - stands for."""
-    if text == "-":
-        return as_text(sys.stdin.buffer.read(), Path("stdin"))
-    return read_text(Path(text[1:])) if text.startswith("@") and len(text) > 1 else text
-
-
 def run(options: GenerateOptions) -> int:
-    """Generate, score, or talk."""
+    """Write, score or talk. Returns the exit code, after the state was saved: also if the output could not be written.
+
+    Raises:
+        UserError: the options, the model or the state are wrong.
+        OSError: of the output, such as a full disk or a closed pipe.
+    """
     check(options)
-    if options.prompt is not None:
-        options.prompt = read_argument(options.prompt)
-    where = locate(options.run, options.runs)
+    prompt = _read_argument(options.prompt) if options.prompt is not None else None
+    path = locate(options.run, options.runs)
     from lm.sampling.interactive import interact
     from lm.sampling.session import Session
 
-    session = Session.open(where, options)
-    about = f"{where}, temperature {options.temperature:g}, seed {session.seed}"
-    if options.score:
-        return score(session, options)
+    session, output, code = Session.open(path, options), Output(options.out), 0
+    about = f"{path}, temperature {options.temperature:g}, seed {session.seed}"
     if options.interactive:
         print(about, file=sys.stderr)
-        return interact(session, options.prompt or "")
-    return write(session, options, about)
+        interact(session, prompt or "", output)
+    elif options.score:
+        score(session, prompt, output)
+    else:
+        session.read(prompt)
+        session.check_samples()
+        print(about, file=sys.stderr)
+        code = 130 if options.samples != 0 and write(session, prompt or "", output) else 0
+    output.close()
+    if options.save_state:
+        session.save(Path(options.save_state))
+    if output.problem:
+        raise output.problem
+    return code
 
 
 def locate(run: str, runs: str) -> Path:
@@ -79,73 +81,50 @@ def locate(run: str, runs: str) -> Path:
     return locate(run, runs)
 
 
-def write(session: "Session", options: GenerateOptions, about: str) -> int:
-    """The prompt and its continuations, or JSON lines; whatever ends the writing, the state is saved as asked."""
-    session.read(options.prompt)
-    several = len(session.positions)
-    if several > 1 and options.chars == 0 and not options.json:
-        raise UserError(f"the state holds {several} samples: --chars must then be above 0 without --json")
-    if options.samples and several not in (1, options.samples):
-        raise UserError(f"the state holds {several} samples: --samples cannot be {options.samples}")
-    print(about, file=sys.stderr)
-    interrupted, problem = _write_samples(session, options) if options.samples != 0 else (False, None)
-    if options.save_state:
-        session.save(Path(options.save_state))
-    if problem:
-        raise problem
-    return 130 if interrupted else 0
+def _file_of(text: str) -> Path | None:
+    """The file that `@FILE` names; None for other text."""
+    return Path(text[1:]) if text.startswith("@") and len(text) > 1 else None
 
 
-def _write_samples(session: "Session", options: GenerateOptions) -> tuple[bool, OSError | None]:
-    """Whether Ctrl-C ended the samples, and what the output could not take: they then end where it was full."""
-    from lm.sampling.session import Interrupts
-
-    problem: OSError | None = None
-    with Interrupts() as asked:
-        try:
-            output = Output(options.out)
-            writer = JsonWriter(output) if options.json else TextWriter(output, options.prompt or "")
-            ends = session.write(options.samples, options.json, lambda: asked() or problem is not None)
-            for pieces in ends:
-                try:
-                    for piece in pieces:
-                        writer(piece)
-                except OSError as error:
-                    problem = problem or error
-            if not problem:
-                writer.close()
-                output.close()
-        except OSError as error:
-            problem = problem or error
-        return asked(), problem
+def _read_argument(text: str) -> str:
+    """The text itself, or the content of stdin for `-` and of a file for `@FILE`."""
+    if text == "-":
+        return as_text(sys.stdin.buffer.read(), Path("stdin"))
+    path = _file_of(text)
+    return text if path is None else read_text(path)
 
 
-def score(session: "Session", options: GenerateOptions) -> int:
-    """The loss per character of a text, read in pieces: in constant memory, whatever its length."""
+def write(session: "Session", prompt: str, output: Output) -> bool:
+    """Write the prompt and its continuations, or JSON lines. Returns whether Ctrl-C ended them."""
+    from lm.sampling.session import interrupts
+
+    options, samples = session.options, max(len(session.positions), session.options.samples or 1)
+    writer = JsonWriter(output) if options.json else TextWriter(output, prompt, samples)
+    with interrupts() as interrupted:
+        for pieces in session.write(lambda: interrupted() or bool(output.problem)):
+            for piece in pieces:
+                writer(piece)
+        return interrupted()
+
+
+def score(session: "Session", prompt: str | None, output: Output) -> None:
+    """Write the loss per character of a text, which is read in pieces: any length takes the same memory."""
     from lm.corpora.sources import read_pieces
 
-    if options.prompt:
-        session.read(options.prompt)
-    text = options.score or ""
-    pieces: Iterator[str] = iter([text])
-    if text == "-" or (text.startswith("@") and len(text) > 1):
-        pieces = read_pieces(None if text == "-" else Path(text[1:]))
-    count, total, unknown = session.score(pieces)
+    text = session.options.score or ""
+    path = _file_of(text)
+    if prompt:
+        session.read(prompt)
+    count, total, unknown = session.score([text] if path is None and text != "-" else read_pieces(path))
     if count == 0:
         raise UserError("--score: a text of one character has nothing to predict; give more, or a --prompt before it")
     loss = -total / count
-    names = ("characters", "nats_per_character", "bits_per_character", "perplexity", "unknown")
-    values = (count, loss, loss / math.log(2), math.exp(min(loss, 700)), unknown)
-    output = Output(options.out)
-    if options.json:
-        output.write(json.dumps(dict(zip(names, values, strict=True))) + "\n")
+    bits, perplexity = loss / math.log(2), math.exp(min(loss, 700))
+    if session.options.json:
+        names = ("characters", "nats_per_character", "bits_per_character", "perplexity", "unknown")
+        line = json.dumps(dict(zip(names, (count, loss, bits, perplexity, unknown), strict=True)))
     else:
-        output.write(
-            f"{count:,} characters  {values[1]:.4f} nats/char  {values[2]:.4f} bits/char  perplexity {values[3]:.4f}\n"
-        )
-    output.close()
+        line = f"{count:,} characters  {loss:.4f} nats/char  {bits:.4f} bits/char  perplexity {perplexity:.4f}"
+    output.write(line + "\n")
     if unknown:
         print(f"{unknown:,} of these characters the model has never seen; scored as the unknown", file=sys.stderr)
-    if options.save_state:
-        session.save(Path(options.save_state))
-    return 0

@@ -1,4 +1,4 @@
-"""The options of `char-lm generate`; those of choosing characters can also be set in an interactive session."""
+"""The options of `char-lm generate`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -43,14 +43,10 @@ class GenerateOptions:
     score: FreeText | None = None
     """instead of writing, print the loss per character of this text (@FILE, -)"""
     save_state: Output | None = None
-    """keep where the texts end in this file, what stopped them included"""
+    """save where the texts end, after what stopped them, to this file"""
     load_state: str | None = None
-    """go on from there; --prompt is then read in addition"""
+    """continue from a saved state; --prompt is then read in addition"""
     weights: Weights = "float32"
     """fewer bits are faster, not equal"""
     runs: str = "runs"
     """folder of the run folders"""
-
-
-SETTABLE = ("temperature", "top_k", "top_p", "min_p", "chars", "seed")
-"""Options that an interactive session can change."""

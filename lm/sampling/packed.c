@@ -5,14 +5,10 @@
  * and needs no horizontal sum. Every output is the sum over k = 0 .. K - 1 in that order, whatever the batch: a row's
  * numbers do not depend on the rows beside it, to the bit.
  */
+#include "kernel.h"
 #include <math.h>
 #include <pthread.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
-#define LOOP(n) _Pragma("omp simd") for (int j = 0; j < (n); j++)
-#define INLINE static inline __attribute__((always_inline))
 #define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
 
 #if defined(__AVX512F__)
@@ -31,9 +27,10 @@ enum {
     FEW = 16,          /* or so many where threads share the work */
     MOST = 64,         /* threads beside the calling one */
 };
-enum { FLOAT32, BFLOAT16, INT8 };
+enum { INT8 = BFLOAT16 + 1 }; /* a matrix is FLOAT32, BFLOAT16 or INT8 */
 enum { MINGRU, MINLSTM };
 enum { RELU2, GELU, SWIGLU };
+enum { BAD_ID = 1, NO_MEMORY };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -62,33 +59,6 @@ typedef struct {
 } model;
 
 /* ---- elementwise ---- */
-
-INLINE float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-INLINE uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
-INLINE float minimum(float x, float y) { return y < x ? y : x; }
-INLINE float maximum(float x, float y) { return y > x ? y : x; }
-INLINE float absolute(float x) { return as_float(as_bits(x) & 0x7fffffff); }
-
-/* exp(x) for x <= 0, as in recurrence/scan.c. */
-INLINE float exp_negative(float x) {
-    const float round = 0x1.8p23f;
-    x = x < -80.0f ? -80.0f : x;
-    float shifted = x * 0x1.715476p+0f + round, n = shifted - round;
-    float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return p * as_float((as_bits(shifted) << 23) + 0x3f800000);
-}
-
-INLINE float sigmoid(float x) {
-    float e = exp_negative(-absolute(x)), r = 1.0f / (1.0f + e);
-    return x >= 0 ? r : e * r;
-}
 
 /* i / (f + i) of the gates' logits: (1 + exp(-f)) / (2 + exp(-f) + exp(-i)), scaled by the largest exponential. */
 INLINE float share(float f, float i) {
@@ -131,8 +101,8 @@ static void rms_norm(const float *restrict x, const float *restrict weight, floa
     LOOP(n) y[j] = x[j] * r * weight[j];
 }
 
-/* x (n) and the `taps - 1` inputs before it -> y (n); the next past is the old one shifted by x, perhaps in place. */
-static void convolve(const layer *l, const float *restrict x, const float *past, float *next, float *restrict y, int n) {
+/* x (n) and the `taps - 1` inputs before it -> y (n); x then becomes the last of those inputs, and the first drops out. */
+static void convolve(const layer *l, const float *restrict x, float *past, float *restrict y, int n) {
     const int before = l->taps - 1;
     const float *restrict present = l->tap + (int64_t)before * n, *restrict bias = l->tap_bias;
     LOOP(n) y[j] = bias[j] + x[j] * present[j];
@@ -141,16 +111,17 @@ static void convolve(const layer *l, const float *restrict x, const float *past,
         LOOP(n) y[j] += old[j] * tap[j];
     }
     if (before) {
-        memmove(next, past + n, sizeof(float) * n * (before - 1));
-        memcpy(next + (int64_t)n * (before - 1), x, sizeof(float) * n);
+        memmove(past, past + n, sizeof(float) * n * (before - 1));
+        memcpy(past + (int64_t)n * (before - 1), x, sizeof(float) * n);
     }
 }
 
-static void cell(int64_t kind, const float *p, const float *h, float *next, int n) {
+/* The next hidden state h (n), in place, from the projection p: gate logits, then candidates. */
+static void cell(int64_t kind, const float *restrict p, float *restrict h, int n) {
     if (kind == MINGRU) {
-        LOOP(n) next[j] = h[j] + sigmoid(p[j]) * (g(p[n + j]) - h[j]);
+        LOOP(n) h[j] = h[j] + sigmoid(p[j]) * (g(p[n + j]) - h[j]);
     } else {
-        LOOP(n) next[j] = h[j] + share(p[j], p[n + j]) * (g(p[2 * n + j]) - h[j]);
+        LOOP(n) h[j] = h[j] + share(p[j], p[n + j]) * (g(p[2 * n + j]) - h[j]);
     }
 }
 
@@ -235,25 +206,24 @@ static void multiply(int64_t type, const matrix *m, const float *x, int64_t x_ro
 INLINE int64_t padded(int64_t n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
 /* Rows `first` .. `first + rows` of the batch through one layer, x (rows, D) in place. */
-static void run_layer(const model *m, const layer *l, float *x, float *y, float *wide, int64_t first, int rows,
-                      const float *const *state, float *const *next) {
+static void step_layer(const model *m, const layer *l, float *x, float *y, float *wide, int64_t first, int rows,
+                      float *const *state) {
     const int64_t D = m->width, row = padded(D), wide_row = m->widest, H = l->hidden, past = (l->taps - 1) * D;
     for (int r = 0; r < rows; r++) {
         if (l->taps) {
             rms_norm(x + r * row, l->norm_mixer, m->eps, wide, D);
-            convolve(l, wide, state[1] + (first + r) * past, next[1] + (first + r) * past, y + r * row, D);
+            convolve(l, wide, state[1] + (first + r) * past, y + r * row, D);
         } else {
             rms_norm(x + r * row, l->norm_mixer, m->eps, y + r * row, D);
         }
     }
     multiply(m->type, &l->projection, y, row, wide, wide_row, rows, 0);
-    for (int r = 0; r < rows; r++)
-        cell(l->kind, wide + r * wide_row, state[0] + (first + r) * H, next[0] + (first + r) * H, H);
+    for (int r = 0; r < rows; r++) cell(l->kind, wide + r * wide_row, state[0] + (first + r) * H, H);
     if (l->down.weight) {
-        multiply(m->type, &l->down, next[0] + first * H, H, x, row, rows, 1);
+        multiply(m->type, &l->down, state[0] + first * H, H, x, row, rows, 1);
     } else {
         for (int r = 0; r < rows; r++) {
-            const float *h = next[0] + (first + r) * H;
+            const float *h = state[0] + (first + r) * H;
             LOOP((int)D) x[r * row + j] += h[j];
         }
     }
@@ -263,16 +233,16 @@ static void run_layer(const model *m, const layer *l, float *x, float *y, float 
     multiply(m->type, &l->mlp_down, wide, wide_row, x, row, rows, 1);
 }
 
-static int run(const model *m, int64_t first, int rows, const int64_t *ids, float *logits, const float *const *state,
-               float *const *next) {
+/* One step of the whole model for the same rows: ids (B) -> logits (B, V), states in place. */
+static int step(const model *m, int64_t first, int rows, const int64_t *ids, float *logits, float *const *state) {
     const int64_t D = m->width, V = m->vocabulary, row = padded(D);
     float *x = malloc(sizeof(float) * rows * (2 * row + m->widest)), *y = x + rows * row, *wide = y + rows * row;
-    if (!x) return 2;
+    if (!x) return NO_MEMORY;
     for (int r = 0; r < rows; r++) memcpy(x + r * row, m->embedding + ids[first + r] * D, sizeof(float) * D);
     for (int64_t i = 0; i < m->layers; i++) {
         const layer *l = m->layer + i;
-        run_layer(m, l, x, y, wide, first, rows, state, next);
-        state += 1 + (l->taps != 0), next += 1 + (l->taps != 0);
+        step_layer(m, l, x, y, wide, first, rows, state);
+        state += 1 + (l->taps != 0);
     }
     for (int r = 0; r < rows; r++) rms_norm(x + r * row, m->norm, m->eps, y + r * row, D);
     multiply(m->type, &m->head, y, row, wide, m->widest, rows, 0);
@@ -299,21 +269,10 @@ static int64_t choose(const float *logits, int64_t V, double temperature, double
     return id;
 }
 
-/* One step of B rows. `state` and `next` list each layer's tensors: h (B, hidden) and, with a convolution, the past
- * (B, taps - 1, width). Returns 0; 1 for an id out of range, 2 for want of memory. */
-int step_rows(const model *m, int64_t B, const int64_t *ids, float *logits, const float *const *state, float *const *next) {
-    int failed = 0;
-    for (int64_t b = 0; b < B; b++)
-        if (ids[b] < 0 || ids[b] >= m->vocabulary) return 1;
-    for (int64_t first = 0; first < B && !failed; first += ROWS)
-        failed = run(m, first, B - first < ROWS ? B - first : ROWS, ids, logits, state, next);
-    return failed;
-}
-
-/* What write_rows is to do, cut into groups of rows that threads take one by one. */
+/* The arguments of `decode`, and the groups of rows that threads take one by one. */
 typedef struct {
     const model *m;
-    int64_t B, n, groups, taken;
+    int64_t B, n, groups, next_group;
     const double *uniform;
     double temperature;
     int64_t *ids;
@@ -321,47 +280,45 @@ typedef struct {
     int failed;
 } task;
 
-static int write_group(const task *t, int64_t first, int rows) {
+static void *decode_groups(void *argument) {
+    task *t = argument;
     const int64_t V = t->m->vocabulary;
     double *cumulative = malloc(sizeof(double) * V);
-    int failed = cumulative ? 0 : 2;
-    for (int64_t i = 0; i < t->n && !failed; i++) {
-        int64_t *ids = t->ids + i * t->B;
-        for (int64_t b = first; b < first + rows; b++)
-            ids[b] = choose(t->logits + b * V, V, t->temperature, t->uniform[i * t->B + b], cumulative);
-        failed = run(t->m, first, rows, ids, t->logits, (const float *const *)t->state, t->state);
+    int failed = cumulative ? 0 : NO_MEMORY;
+    int64_t group;
+    while (!failed && (group = __atomic_fetch_add(&t->next_group, 1, __ATOMIC_RELAXED)) < t->groups) {
+        const int64_t first = group * t->B / t->groups, end = (group + 1) * t->B / t->groups;
+        for (int64_t i = 0; i < t->n && !failed; i++) {
+            int64_t *ids = t->ids + i * t->B;
+            for (int64_t b = first; b < end && t->uniform; b++)
+                ids[b] = choose(t->logits + b * V, V, t->temperature, t->uniform[i * t->B + b], cumulative);
+            failed = step(t->m, first, end - first, ids, t->logits, t->state);
+        }
     }
+    if (failed) __atomic_store_n(&t->failed, failed, __ATOMIC_RELAXED);
     free(cumulative);
-    return failed;
-}
-
-static void *write_groups(void *argument) {
-    task *t = argument;
-    int64_t i;
-    while ((i = __atomic_fetch_add(&t->taken, 1, __ATOMIC_RELAXED)) < t->groups) {
-        const int64_t first = i * t->B / t->groups, end = (i + 1) * t->B / t->groups;
-        const int failed = write_group(t, first, end - first);
-        if (failed) __atomic_store_n(&t->failed, failed, __ATOMIC_RELAXED);
-    }
     return 0;
 }
 
-/* n times: choose ids (n, B) from logits (B, V) with uniform numbers (n, B), and step with them. Leaves the last logits
- * and state in place of the first ones.
+/* n steps of B rows with ids (n, B). With uniform numbers (n, B) the ids are chosen from the logits (B, V) before each
+ * step, else they are given. `state` lists each layer's tensors: h (B, hidden) and, with a convolution, its past inputs
+ * (B, taps - 1, width). The last logits and state replace the first ones. Returns 0, BAD_ID or NO_MEMORY.
  *
  * Threads meet once per call, not once per step, and wait for each other asleep: where another process has a core, this
  * one does most of the groups itself. OpenMP's threads would spin there, and take the core from those they wait for. */
-int write_rows(const model *m, int64_t B, int64_t n, const double *uniform, double temperature, int64_t *ids,
-               float *logits, float *const *state, int64_t threads) {
+int decode(const model *m, int64_t B, int64_t n, const double *uniform, double temperature, int64_t *ids, float *logits,
+           float *const *state, int64_t threads) {
     pthread_t helper[MOST];
     int helpers = 0;
     const int64_t rows = threads > 1 ? FEW : ROWS;
     task t = {m, B, n, (B + rows - 1) / rows, 0, uniform, temperature, ids, logits, state, 0};
+    for (int64_t i = 0; i < n * B && !uniform; i++)
+        if (ids[i] < 0 || ids[i] >= m->vocabulary) return BAD_ID;
     while (helpers < MOST && helpers + 1 < threads && helpers + 1 < t.groups) {
-        if (pthread_create(helper + helpers, 0, write_groups, &t)) break;
+        if (pthread_create(helper + helpers, 0, decode_groups, &t)) break;
         helpers++;
     }
-    write_groups(&t);
+    decode_groups(&t);
     for (int i = 0; i < helpers; i++) pthread_join(helper[i], 0);
     return t.failed;
 }

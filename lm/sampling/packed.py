@@ -1,41 +1,32 @@
-"""Fast decoding on a CPU: a minGRU / minLSTM model packed for a native kernel (packed.c), one call per step.
+"""Fast decoding on a CPU: a minGRU / minLSTM model packed for a native kernel (packed.c).
 
-`LanguageModel.step` is the slow twin: the same numbers by some fifty torch operations, each of which costs more than
-its arithmetic at batch 1. A row's numbers do not depend on the batch it is in, to the bit.
+`LanguageModel.step` computes the same in some fifty torch operations, each of which costs more than its arithmetic at
+batch 1. The results of a row do not depend on the batch that it is in, to the bit.
 """
 
 import copy
 import ctypes
-import functools
-import warnings
 from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p
-from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lm.config.options import Weights
 from lm.files import UserError
 from lm.mixers.mingru import MinGRU
 from lm.mixers.minlstm import MinLSTM
 from lm.model import Block, LanguageModel, ModelState
-from lm.native.build import BuildError, build
+from lm.native.build import BuildError, Library, warn_once
 
-SOURCE = Path(__file__).with_name("packed.c")
-
-
-WEIGHTS = ("float32", "bfloat16", "int8")
-
-
+WEIGHTS: tuple[str, ...] = get_args(Weights)
 CELLS: dict[type[nn.Module], int] = {MinGRU: 0, MinLSTM: 1}
-
-
 MLPS = ("relu2", "gelu", "swiglu")
 
 
 class UnsupportedError(Exception):
-    """Why a model cannot be packed."""
+    """A model cannot be packed."""
 
 
 class Matrix(ctypes.Structure):
@@ -68,16 +59,16 @@ class Model(ctypes.Structure):
 
 
 class Packed:
-    """A model to decode with, by the methods of `LanguageModel` and with its states: either can go on from the other's.
+    """A packed model, with the methods and the states of `LanguageModel`: each can continue from a state of the other.
 
     Args:
-        model: all mixers mingru or minlstm, on a CPU in float32. Its weights are copied, and it is taken to be in eval
-            mode: there is no dropout.
+        model: all mixers mingru or minlstm, on a CPU in float32, without dropout. Its weights are copied.
         weights: how the matrices are kept. float32: as they are. bfloat16: rounded. int8: rounded to 255 levels per
-            output channel, with a float32 scale each. Embedding, norms, biases and all arithmetic are float32 anyway.
+            output channel, with a float32 scale each. Embedding, norms, biases and all arithmetic are float32.
 
     Raises:
-        UnsupportedError: the model is of another kind. BuildError: the kernel cannot be compiled here.
+        UnsupportedError: the model is of another kind.
+        BuildError: the kernel cannot be compiled here.
     """
 
     def __init__(self, model: LanguageModel, weights: str = "float32") -> None:
@@ -85,15 +76,13 @@ class Packed:
         self.weights, self.model = weights, rounded(model, weights)
         self.vocabulary = model.embedding.num_embeddings
         self._library = library()
+        self._block = 2 * self._library.packed_lanes()  # outputs of a block
         self._kept: list[Tensor] = []  # what the structures below point to
         self._layers = (Layer * len(model.blocks))(*(self._layer(block) for block in model.blocks))
         self._packed = self._whole(model)
-        empty = self.model.init_state(0)
-        self._sizes, self._row_shapes = [len(layer) for layer in empty], [part.shape[1:] for part in flat(empty)]
+        self._row_shapes = [part.shape[1:] for part in flat(self.model.init_state(0))]
         self._shapes: tuple[int, list[torch.Size]] = -1, []
         self._pointers = c_void_p * len(self._row_shapes)
-
-    # ------------------------------------------------------------ decoding
 
     def init_state(self, batch: int) -> ModelState:
         """The state before the first character, for so many sequences."""
@@ -101,43 +90,37 @@ class Packed:
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
-        """ids (B, T) -> logits (B, T, V) and the state, as stepping would give, by the plain model in parallel."""
+        """ids (B, T) -> logits (B, T, V) and the state, as `step` gives them, by the PyTorch model in parallel."""
         return self.model(ids, state)
 
     __call__ = forward
 
     def step(self, ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """ids (B,) int64 -> logits of the next id (B, V), and the new state; the old one is left as it is.
+        """ids (B,) int64 -> logits of the next id (B, V), and the new state; the old one stays as it is.
 
         Raises:
-            IndexError: an id is not in the vocabulary. ValueError: ids or state of the wrong shape or type.
+            IndexError: an id is not in the vocabulary.
+            ValueError: ids or state are of the wrong shape, type or device.
         """
         B = len(ids)
-        if ids.dtype is not torch.int64 or ids.dim() != 1:
-            raise ValueError(f"expected ids (B,) of torch.int64, not {_described(ids)}")
-        old = self._parts(B, state)
-        logits, new = torch.empty(B, self.vocabulary), [torch.empty(part.shape) for part in old]
-        ids = ids.contiguous()
-        self._check(
-            self._library.step_rows(
-                ctypes.addressof(self._packed), B, ids.data_ptr(), logits.data_ptr(),
-                self._pointers(*map(_address, old)), self._pointers(*map(_address, new)),
-            )
-        )  # fmt: skip
-        return logits, self._nested(new)
+        if ids.dtype is not torch.int64 or ids.dim() != 1 or not ids.is_cpu:
+            raise ValueError(f"expected ids (B,) of torch.int64 on cpu, not {_described(ids)}")
+        logits, new = torch.empty(B, self.vocabulary, dtype=torch.float32, device="cpu"), self._copy(B, state)
+        self._run(None, 0.0, ids.contiguous()[None], logits, new)
+        return logits, new
 
     def write(
         self, logits: Tensor, state: ModelState, uniform: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor, ModelState]:
-        """Several characters in one call, so that nothing but the model takes time.
+        """Decode n characters of B texts in one native call: choose ids from the logits, read them, and so on.
 
-        As often as there are rows in uniform: choose ids from the logits as `lm.sampling.choose` does with a
-        temperature alone, but for the last bit of exp, never the last of the vocabulary, the unknown; then step.
+        `lm.sampling.filters.choose` without filters chooses the same, up to the last bit of exp. The last id of the
+        vocabulary, the unknown, is never chosen.
 
         Args:
-            logits, state: (B, V) and B rows, as `step` returned them; they are left as they are.
-            uniform: numbers in [0, 1), float64 (n, B): the randomness of each choice.
-            temperature: 0 takes the most probable.
+            logits, state: (B, V) and B rows, as `step` returned them; they stay as they are.
+            uniform: random numbers in [0, 1), float64 (n, B).
+            temperature: 0 takes the most probable id.
 
         Returns:
             ids (n, B), and the logits and state after the last of them.
@@ -145,40 +128,35 @@ class Packed:
         n, B = uniform.shape
         if logits.shape != (B, self.vocabulary) or logits.dtype is not torch.float32 or not logits.is_cpu:
             raise ValueError(f"expected logits {(B, self.vocabulary)} of torch.float32, not {_described(logits)}")
-        if uniform.dtype is not torch.float64:
-            raise ValueError(f"expected uniform numbers (n, B) of torch.float64, not {_described(uniform)}")
-        logits, new = logits.clone(memory_format=torch.contiguous_format), [p.clone() for p in self._parts(B, state)]
-        ids, uniform = torch.empty(n, B, dtype=torch.int64), uniform.contiguous()
-        self._check(
-            self._library.write_rows(
-                ctypes.addressof(self._packed), B, n, uniform.data_ptr(), temperature, ids.data_ptr(),
-                logits.data_ptr(), self._pointers(*map(_address, new)), torch.get_num_threads(),
-            )
-        )  # fmt: skip
-        return ids, logits, self._nested(new)
+        if uniform.dtype is not torch.float64 or not uniform.is_cpu:
+            raise ValueError(f"expected uniform numbers (n, B) of torch.float64 on cpu, not {_described(uniform)}")
+        logits, new = logits.clone(memory_format=torch.contiguous_format), self._copy(B, state)
+        ids = torch.empty(n, B, dtype=torch.int64, device="cpu")
+        self._run(uniform.contiguous(), temperature, ids, logits, new)
+        return ids, logits, new
 
-    def _parts(self, B: int, state: ModelState) -> list[Tensor]:
-        """The tensors of a state of B rows, each with its rows side by side. Raises ValueError for any other state."""
+    def _run(self, uniform: Tensor | None, temperature: float, ids: Tensor, logits: Tensor, state: ModelState) -> None:
+        """The native call, in place: ids (n, B) are chosen by uniform numbers (n, B), or given if these are None."""
+        numbers, threads = (None, 1) if uniform is None else (uniform.data_ptr(), torch.get_num_threads())
+        failed = self._library.decode(
+            ctypes.addressof(self._packed), ids.shape[1], ids.shape[0], numbers, temperature, ids.data_ptr(),
+            logits.data_ptr(), self._pointers(*map(_address, flat(state))), threads,
+        )  # fmt: skip
+        if failed:
+            raise IndexError(f"an id is not in 0 .. {self.vocabulary - 1}") if failed == 1 else MemoryError("decode")
+
+    def _copy(self, B: int, state: ModelState) -> ModelState:
+        """A contiguous copy of a state of B rows. Raises ValueError for any other state."""
         parts = flat(state)
         if self._shapes[0] != B:  # remembered for the last batch size
             self._shapes = B, [torch.Size((B, *shape)) for shape in self._row_shapes]
         floats = all([part.dtype is torch.float32 and part.is_cpu for part in parts])
         if not floats or [part.shape for part in parts] != self._shapes[1]:
             raise ValueError(f"expected a float32 state of {self._shapes[1]}, not {', '.join(map(_described, parts))}")
-        return [part if part.is_contiguous() else part.contiguous() for part in parts]
-
-    def _nested(self, parts: list[Tensor]) -> ModelState:
-        rest = iter(parts)
-        return tuple([tuple(islice(rest, size)) for size in self._sizes])
-
-    def _check(self, failed: int) -> None:
-        if failed:
-            raise IndexError(f"an id is not in 0 .. {self.vocabulary - 1}") if failed == 1 else MemoryError("step")
-
-    # ------------------------------------------------------------ packing
+        return tuple([tuple([x.clone(memory_format=torch.contiguous_format) for x in layer]) for layer in state])
 
     def _keep(self, x: Tensor) -> int:
-        """A copy of x that lives as long as this object: its address."""
+        """The address of a copy of x that lives as long as this object."""
         self._kept.append(x.detach().clone(memory_format=torch.contiguous_format))
         return self._kept[-1].data_ptr()
 
@@ -186,8 +164,7 @@ class Packed:
         """The packed weights of a linear layer; a null matrix for an identity."""
         if not isinstance(linear, nn.Linear):
             return Matrix()
-        block = 2 * self._library.packed_lanes()
-        weight, bias, scale = linear.weight.detach(), linear.bias, None
+        weight, bias, scale, block = linear.weight.detach(), linear.bias, None, self._block
         N, K = weight.shape
         if self.weights == "int8":
             weight, scale = quantise(weight)
@@ -206,22 +183,19 @@ class Packed:
     def _layer(self, block: Block) -> Layer:
         mixer, mlp = cast(MinGRU, block.mixer), block.mlp
         assert mlp and block.norm_mlp
-        taps, tap, tap_bias = 0, None, None
-        if mixer.convolution is not None:
-            taps = mixer.convolution.size
-            tap, tap_bias = self._keep(mixer.convolution.weight), self._keep(mixer.convolution.bias)
+        conv, keep = mixer.convolution, self._keep
+        taps, *tap = (0, None, None) if conv is None else (conv.size, keep(conv.weight), keep(conv.bias))
         return Layer(
             CELLS[type(mixer)], mixer.hidden, taps, MLPS.index(mlp.kind), mlp.down.in_features,
-            self._keep(block.norm_mixer.weight), self._keep(block.norm_mlp.weight), tap, tap_bias,
+            keep(block.norm_mixer.weight), keep(block.norm_mlp.weight), *tap,
             *map(self._matrix, (mixer.projection, mixer.down, mlp.up, mlp.down)),
         )  # fmt: skip
 
     def _whole(self, model: LanguageModel) -> Model:
-        block = 2 * self._library.packed_lanes()
-        widest = max(linear.out_features for linear in linears(model))
+        widest = max(padded(linear.weight, self._block).shape[0] for linear in linears(model))
         return Model(
             WEIGHTS.index(self.weights), self.vocabulary, model.embedding.embedding_dim, len(self._layers),
-            -(-widest // block) * block, torch.finfo(torch.float32).eps if model.norm.eps is None else model.norm.eps,
+            widest, torch.finfo(torch.float32).eps if model.norm.eps is None else model.norm.eps,
             self._keep(model.embedding.weight), self._keep(model.norm.weight), self._matrix(model.head), self._layers,
         )  # fmt: skip
 
@@ -239,7 +213,7 @@ def flat(state: ModelState) -> list[Tensor]:
 
 
 def padded(x: Tensor, multiple: int) -> Tensor:
-    """x with zeros after its first axis, to a multiple."""
+    """x with zeros appended along its first axis, up to a multiple of a number."""
     missing = -x.shape[0] % multiple
     return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
@@ -250,13 +224,13 @@ def linears(model: nn.Module) -> list[nn.Linear]:
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 levels (N, K) and the scale (N,) of each output, the largest weight being 127 levels."""
+    """int8 levels (N, K) and the scale (N,) of each output; its largest weight has level 127 or -127."""
     scale = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def rounded(model: LanguageModel, weights: str) -> LanguageModel:
-    """The model itself, or a copy with its matrices rounded to these weights: what stepping computes with."""
+    """The model itself, or a copy with its matrices rounded: `step` of the packed model computes with these."""
     if weights == "float32":
         return model
     model = copy.deepcopy(model)
@@ -271,7 +245,7 @@ def rounded(model: LanguageModel, weights: str) -> LanguageModel:
 
 
 def require_supported(model: nn.Module) -> None:
-    """Raises UnsupportedError, which says what is in the way."""
+    """Raises UnsupportedError, which names what cannot be packed."""
     if type(model) is not LanguageModel:
         raise UnsupportedError(f"{type(model).__name__} is not a LanguageModel")
     for block in model.blocks:
@@ -288,10 +262,10 @@ def require_supported(model: nn.Module) -> None:
 
 
 def pack(model: LanguageModel, weights: str = "float32") -> "Packed | LanguageModel":
-    """The model packed; with float32 weights, the model itself where it cannot be (other mixers, a GPU, no compiler).
+    """The packed model; with float32 weights the model itself if it cannot be packed (other mixer, a GPU, no compiler).
 
     Raises:
-        UserError: bfloat16 or int8 were asked for and cannot be had.
+        UserError: bfloat16 or int8 weights were asked for and cannot be had.
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights: expected {' or '.join(WEIGHTS)}, not {weights}")
@@ -301,32 +275,12 @@ def pack(model: LanguageModel, weights: str = "float32") -> "Packed | LanguageMo
         if weights != "float32":
             raise UserError(f"{weights} weights cannot be had: {error}") from None
         if isinstance(error, BuildError):
-            _warn_once(f"{error}; the slower plain torch path serves")
+            warn_once(str(error))
         return model
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
-
-
-@functools.cache
-def _load() -> ctypes.CDLL | str:
-    """The compiled kernel, or why there is none: tried once."""
-    try:
-        loaded = build(SOURCE)
-    except BuildError as error:
-        return f"the native kernel of decoding is not to be had: {error}"
-    states = POINTER(c_void_p)
-    loaded.step_rows.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, states, states]
-    loaded.write_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_double, c_void_p, c_void_p, states, c_int64]
-    loaded.step_rows.restype, loaded.write_rows.restype, loaded.packed_lanes.restype = c_int, c_int, c_int64
-    return loaded
-
-
-def library() -> ctypes.CDLL:
-    """The compiled kernel, built if need be (about a second). Raises BuildError, each time, if that failed."""
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise BuildError(loaded)
-    return loaded
+library = Library(
+    Path(__file__).with_name("packed.c"),
+    decode=(c_int, c_void_p, c_int64, c_int64, c_void_p, c_double, c_void_p, c_void_p, POINTER(c_void_p), c_int64),
+    packed_lanes=(c_int64,),
+)

@@ -1,90 +1,85 @@
-"""A session with one model: text is read and written, the state kept, saved and loaded."""
+"""A session with one model: texts are read and continued; their state can be saved and loaded."""
 
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lm.config.options import COPYING
+from lm.config.options import COPYING, ModelConfig
 from lm.corpora.tokenizer import CharTokenizer
 from lm.files import UserError
 from lm.model import LanguageModel
 from lm.runs.load import load_with_config
 from lm.sampling import state
 from lm.sampling.decoder import Decoder, Engine, Position, read, score
-from lm.sampling.filters import Options
+from lm.sampling.filters import SamplingOptions
 from lm.sampling.options import GenerateOptions
+from lm.sampling.packed import pack
 from lm.sampling.text import Piece, start_ids, write
 
 PIECE = 65_536
 """Characters of a scored text whose ids are in memory at a time."""
 
 
-class Interrupts:
-    """Within it, Ctrl-C asks to end after the character that is being written; a second one acts at once."""
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Within this context Ctrl-C only makes the yielded function return true; a second Ctrl-C acts as usual."""
+    interrupted = False
 
-    def __enter__(self) -> Callable[[], bool]:
-        self.asked = False
-        self.previous = signal.getsignal(signal.SIGINT)
-        if self.previous != signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._ask)
-        return lambda: self.asked
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+    def remember(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.previous)
+    previous = signal.getsignal(signal.SIGINT)
+    if previous != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @dataclass
 class Session:
-    """One or more texts in the making, and how they are to go on.
+    """One or more texts that a model continues.
 
     Args:
-        model: the weights as they were loaded.
-        engine: what reads and writes with them.
+        model, config: as they were loaded.
+        engine: the model or a packed copy, which reads and writes.
+        options: how texts are continued.
     """
 
     model: LanguageModel
-    engine: Engine
+    config: ModelConfig
     tokenizer: CharTokenizer
-    model_hash: Callable[[], str]
-    options: Options = field(default_factory=Options)
-    chars: int | None = 1000
-    stops: list[str] = field(default_factory=list)
+    engine: Engine
+    options: GenerateOptions
     seed: int = 0
     positions: list[Position] = field(default_factory=list)
-    """of each text; none before anything is read"""
+    """the end of each text; none before anything is read"""
 
     @classmethod
-    def open(cls, path: Path, given: GenerateOptions) -> "Session":
-        """Load a model, and the state if there is one, by the options of `char-lm generate`."""
-        from lm.sampling.packed import pack
+    def open(cls, path: Path, options: GenerateOptions) -> "Session":
+        """Load a model, and a state if the options name one.
 
+        Raises:
+            UserError: they cannot be loaded, or the model writes no text.
+        """
         model, tokenizer, config = load_with_config(path)
         if config.data.corpus == COPYING:
             raise UserError(f"{path} answers {COPYING}, it writes no text; its accuracy: char-lm evaluate {path}")
-        session = cls(
-            model,
-            pack(model, given.weights),
-            tokenizer,
-            lambda: state.fingerprint(model, tokenizer.characters, config.model),
-            Options(given.temperature, given.top_k, given.top_p, given.min_p),
-            given.chars or None,
-            given.stop,
-        )
-        if given.load_state:
-            session.load(Path(given.load_state))
-        if given.seed is not None:
-            session.reseed(given.seed)
+        session = cls(model, config.model, tokenizer, pack(model, options.weights), options)
+        if options.load_state:
+            session.load(Path(options.load_state))
+        if options.seed is not None:
+            session.reseed(options.seed)
         return session
 
     def read(self, text: str | None) -> None:
-        """Let every text go on with this one. None is the start of a line if there is no text yet, else nothing.
+        """Read a text after each of the texts so far. None is the start of a line if there is none yet, else nothing.
 
         Raises:
             UserError: it has characters that the model has never seen.
@@ -95,17 +90,22 @@ class Session:
             ids = start_ids(self.tokenizer, text or "")
             self.positions = [read(self.engine, ids, position) for position in self.positions or (None,)]
 
-    def write(
-        self,
-        samples: int | None = None,
-        log_probabilities: bool = False,
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> Iterator[list[Piece]]:
-        """Continue every text, or one text `samples` times; they stay where they end."""
-        if samples and len(self.positions) == 1:
-            self.positions *= samples
+    def check_samples(self) -> None:
+        """Raises UserError: the options do not fit the number of texts."""
+        n = len(self.positions)
+        if n > 1 and self.options.chars == 0 and not self.options.json:
+            raise UserError(f"the state holds {n} samples: --chars must then be above 0 without --json")
+        if self.options.samples and n not in (1, self.options.samples):
+            raise UserError(f"the state holds {n} samples: --samples cannot be {self.options.samples}")
+
+    def write(self, interrupted: Callable[[], bool]) -> Iterator[list[Piece]]:
+        """Continue every text, or a single one `options.samples` times; `positions` are then where they end."""
+        options = self.options
+        if options.samples and len(self.positions) == 1:
+            self.positions *= options.samples
         decoder = Decoder(self.engine, self.positions, self.seed)
-        arguments = self.chars, self.options, self.stops, log_probabilities, interrupted
+        sampling = SamplingOptions(options.temperature, options.top_k, options.top_p, options.min_p)
+        arguments = options.chars or None, sampling, options.stop, options.json, interrupted
         for pieces in write(decoder, self.tokenizer, *arguments):
             for piece in pieces:
                 if piece.position:
@@ -113,7 +113,7 @@ class Session:
             yield pieces
 
     def score(self, texts: Iterable[str]) -> tuple[int, float, int]:
-        """Read a text in pieces: characters scored, the sum of their log-probabilities, how many were unknown."""
+        """Read a text in pieces; returns (characters scored, sum of their log-probabilities, unknown characters)."""
         if len(self.positions) > 1:
             raise UserError(f"--score needs a state of one sample, this one holds {len(self.positions)}")
         count, total, unknown = 0, 0.0, 0
@@ -128,19 +128,24 @@ class Session:
         return count, total, unknown
 
     def reseed(self, seed: int) -> None:
-        """Begin new streams of randomness."""
+        """Start new streams of random numbers."""
         self.seed = seed
         self.positions = [position._replace(drawn=0) for position in self.positions]
 
-    def save(self, path: Path) -> None:
-        """The positions of all texts into a state file."""
-        state.save(path, self.positions, self.seed, self.model_hash())
-
     def keep_first(self) -> None:
-        """Of several texts go on with one, and say so."""
+        """Of several texts keep the first, and say so on stderr."""
         if len(self.positions) > 1:
             self.positions = self.positions[:1]
             print("the state holds several samples; this is the first", file=sys.stderr)
 
+    def save(self, path: Path) -> None:
+        """Save the positions of all texts; where there is none, of the start of a line."""
+        self.read(None)
+        state.save(path, self.positions, self.seed, self._fingerprint())
+
     def load(self, path: Path) -> None:
-        self.positions, self.seed = state.load(path, self.model, self.model_hash())
+        """Load the positions and the seed of a state file."""
+        self.positions, self.seed = state.load(path, self.model, self._fingerprint())
+
+    def _fingerprint(self) -> str:
+        return state.fingerprint(self.model, self.tokenizer.characters, self.config)

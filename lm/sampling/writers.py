@@ -1,80 +1,93 @@
 """Where generated text goes: plain text or JSON lines, to stdout or a file."""
 
 import json
+import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lm.sampling.text import Piece
 
 
 class Output:
-    """Text to stdout or a file, soon: what has waited for 20 ms goes out with the next character."""
+    """Text to stdout, or to a file that is created at the first text; flushed when 20 ms have passed.
+
+    The first error, such as a full disk or a closed pipe, is kept in `problem` and all later text is dropped, so that
+    the caller can still save a state before it raises the error.
+    """
 
     def __init__(self, path: str | None) -> None:
-        self._flushed = 0.0
-        self._file = open(path, "w", encoding="utf-8", newline="") if path else sys.stdout  # noqa: SIM115
+        self.problem: OSError | None = None
+        self._path, self._flushed = path, 0.0
+        self._file: IO[str] | None = None if path else sys.stdout
 
-    def write(self, text: str) -> None:
-        self._file.write(text)
-        if time.perf_counter() - self._flushed > 0.02:
-            self.flush()
-
-    def flush(self) -> None:
-        self._file.flush()
-        self._flushed = time.perf_counter()
+    def write(self, text: str, flush: bool = False) -> None:
+        """Write some text, at once if `flush`."""
+        if self.problem:
+            return
+        with self._keep_problem():
+            if self._file is None:
+                self._file = open(self._path or os.devnull, "w", encoding="utf-8", newline="")  # noqa: SIM115
+            self._file.write(text)
+            if flush or time.perf_counter() - self._flushed > 0.02:
+                self._file.flush()
+                self._flushed = time.perf_counter()
 
     def close(self) -> None:
-        self.flush()
-        if self._file is not sys.stdout:
-            self._file.close()
+        """Flush stdout, or close the file."""
+        with self._keep_problem():
+            if self._file:
+                self._file.close() if self._path else self._file.flush()
+
+    @contextmanager
+    def _keep_problem(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._path or "stdout"
+            self.problem = self.problem or error
 
 
 class TextWriter:
-    """The samples one after another, each after the prompt: the first as it is made, the others wait for their turn."""
+    """Writes samples one after another, each after the prompt. The first appears as it is made, the others in turn."""
 
-    def __init__(self, output: Output, prompt: str) -> None:
-        self.output, self.prompt, self.turn = output, prompt, 0
-        self.waiting: dict[int, list[str]] = {}
-        self.ended: set[int] = set()
-        output.write(prompt)
-        output.flush()
+    def __init__(self, output: Output, prompt: str, samples: int) -> None:
+        self.output, self.prompt, self.current = output, prompt, 0
+        self.waiting: list[list[str]] = [[] for _ in range(samples)]
+        self.ended = [False] * samples
+        output.write(prompt, flush=True)
 
     def __call__(self, piece: "Piece") -> None:
-        if piece.finish:
-            self.ended.add(piece.sample)
-        if piece.sample != self.turn:
-            self.waiting.setdefault(piece.sample, []).append(piece.text)
-            return
-        self.output.write(piece.text)
-        while self.turn in self.ended:
-            self.turn += 1
-            if self.turn in self.waiting or self.turn in self.ended:
-                self.output.write("\n\n" + self.prompt + "".join(self.waiting.pop(self.turn, [])))
-
-    def close(self) -> None:
-        self.output.write("\n")
+        """Write a piece, or keep it until its sample's turn."""
+        self.waiting[piece.sample].append(piece.text)
+        self.ended[piece.sample] = bool(piece.finish)
+        while self.current < len(self.ended):
+            self.output.write("".join(self.waiting[self.current]))
+            self.waiting[self.current].clear()
+            if not self.ended[self.current]:
+                return
+            self.current += 1
+            self.output.write("\n\n" + self.prompt if self.current < len(self.ended) else "\n")
 
 
 class JsonWriter:
-    """A line per sample, or per CHARACTERS of it."""
+    """Writes one JSON line per sample, or per CHARACTERS of it."""
 
     CHARACTERS = 4096
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self.texts: dict[int, list[str]] = {}
-        self.logs: dict[int, list[float]] = {}
+        self.samples: dict[int, tuple[list[str], list[float]]] = {}
 
     def __call__(self, piece: "Piece") -> None:
-        logs = self.logs.setdefault(piece.sample, [])
-        logs += piece.log_probabilities
-        self.texts.setdefault(piece.sample, []).append(piece.text)
+        """Write the line of a piece's sample if it is complete."""
+        texts, logs = self.samples.setdefault(piece.sample, ([], []))
+        texts.append(piece.text)
+        logs.extend(piece.log_probabilities)
         if piece.finish or len(logs) >= self.CHARACTERS:
-            line = {"sample": piece.sample, "text": "".join(self.texts.pop(piece.sample))}
-            line |= {"log_probabilities": [round(x, 6) for x in self.logs.pop(piece.sample)]}
+            del self.samples[piece.sample]
+            line = {"sample": piece.sample, "text": "".join(texts), "log_probabilities": [round(x, 6) for x in logs]}
             self.output.write(json.dumps(line | {"finish": piece.finish or None}, ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        pass
