@@ -57,9 +57,10 @@ class Cell:
 def truth(projection: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor]:
     """h and the gradient of the projection by our plain torch path in float64."""
     projection, grad_h = projection.double(), grad_h.double()
-    parts = projection.shape[-1] // grad_h.shape[-1]
-    h, last = portable.cell_forward(projection, None, parts)
-    return h, portable.cell_backward(projection, h, None, grad_h, torch.zeros_like(last), parts)[0]
+    kind, grad = portable.Kind(projection.shape[-1] // grad_h.shape[-1] - 1), torch.empty_like(projection)
+    h, last = portable.scan_forward(kind, (projection,), None)
+    portable.scan_backward(kind, (projection,), (grad,), h, None, grad_h, torch.zeros_like(last))
+    return h, grad
 
 
 def inputs(kind: str, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

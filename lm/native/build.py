@@ -1,10 +1,11 @@
-"""Native code: a C file of ours, compiled on first use with the system's compiler and never at import.
+"""Native kernels: C files that are compiled with the system's compiler on first use, never at import.
 
-The library is kept in the user's cache folder under a hash of everything that its machine code depends on.
+Compiled libraries are kept in the user's cache folder under a hash of everything that their machine code depends on.
 """
 
 import atexit
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -14,33 +15,62 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from lm.files import cache_folder
+from lm.files import UserError, atomic_write, cache_folder
 
 HEADERS = Path(__file__).parent
 
 
 class BuildError(RuntimeError):
-    """Native code cannot be had on this machine."""
+    """Native kernels cannot be compiled on this machine."""
 
 
-def build(source: Path) -> ctypes.CDLL:
-    """The compiled C file, from the cache or built now (about a second); safe when several processes do it at once.
+class Library:
+    """A C file, compiled and loaded at the first call.
 
-    Raises:
-        BuildError: there is no compiler, or it fails; says why.
+    Args:
+        source: the C file.
+        functions: for each function its result type, followed by the types of its arguments.
     """
-    try:
-        return _build(source)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{source.name} cannot be built: {error}") from error
+
+    def __init__(self, source: Path, **functions: tuple[Any, ...]) -> None:
+        self.source, self.functions = source, functions
+
+    def __call__(self) -> ctypes.CDLL:
+        """The loaded library. Compiling takes about a second and is tried once per process.
+
+        Raises:
+            BuildError: there is no compiler, or it fails; says why, at every call.
+        """
+        if isinstance(self._loaded, str):
+            raise BuildError(self._loaded)
+        return self._loaded
+
+    @functools.cached_property
+    def _loaded(self) -> ctypes.CDLL | str:
+        """The library, or why it cannot be had."""
+        try:
+            loaded = _build(self.source)
+        except (BuildError, OSError, UserError, subprocess.SubprocessError) as error:
+            return f"{self.source.name} cannot be compiled: {error}"
+        for name, (result, *arguments) in self.functions.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+        return loaded
+
+
+@functools.cache
+def warn_once(problem: str) -> None:
+    """Warn that a slower implementation is used; each problem is shown once per process."""
+    warnings.warn(f"{problem}; using the slower PyTorch implementation", RuntimeWarning, stacklevel=3)
 
 
 def _build(source: Path) -> ctypes.CDLL:
+    """Load the compiled file from the cache, or compile it now; safe when several processes do it at once."""
     compiler, folder = _compiler(), _cache_folder()
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     texts = [path.read_text() for path in (source, *sorted(HEADERS.glob("*.h")))]
@@ -68,8 +98,8 @@ def _compiler() -> list[str]:
 
 
 def _flag_sets(source: Path) -> Iterator[list[str]]:
-    """What to compile with, best first."""
-    # Contraction and no traps are what vectorising needs; nothing may reorder sums, the exponential relies on it.
+    """Compiler flags to try, best first."""
+    # Vectorising needs contraction and no traps. Nothing may reorder sums: the exponential relies on their order.
     common = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
     common.append(f"-I{HEADERS}")
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
@@ -79,7 +109,7 @@ def _flag_sets(source: Path) -> Iterator[list[str]]:
 
 
 def _openmp_flags() -> Iterator[list[str]]:
-    """Two OpenMP runtimes in one process fight for the cores, so the one that torch has loaded comes first."""
+    """Two OpenMP runtimes in one process compete for the cores, so the one that torch has loaded comes first."""
     if sys.platform == "darwin":
         yield ["-Xclang", "-fopenmp", "-undefined", "dynamic_lookup"]
     elif loaded := re.search(r"/\S*/lib(gomp|iomp5|omp)\b\S*\.so\S*", _text("/proc/self/maps")):
@@ -89,12 +119,13 @@ def _openmp_flags() -> Iterator[list[str]]:
 
 
 def _cpu() -> str:
-    """What -march=native depends on."""
-    described = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", _text("/proc/cpuinfo"), re.MULTILINE)
-    return "\n".join([platform.machine(), platform.processor(), *sorted(set(described))])
+    """A description of the processor: what -march=native depends on."""
+    lines = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", _text("/proc/cpuinfo"), re.MULTILINE)
+    return "\n".join([platform.machine(), platform.processor(), *sorted(set(lines))])
 
 
 def _text(path: str) -> str:
+    """The content of a file of the system, empty where there is none."""
     try:
         return Path(path).read_text()
     except OSError:
@@ -102,6 +133,7 @@ def _text(path: str) -> str:
 
 
 def _cache_folder() -> Path:
+    """The user's cache folder, or a temporary one where that cannot be written."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,19 +146,9 @@ def _cache_folder() -> Path:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    """Compile under a name of our own and rename: whoever else builds the same file never sees half of it."""
-    for left in path.parent.glob("*.part"):  # by one that was killed
-        with suppress(OSError):  # another process may rename or remove it at this moment
-            if time.time() - left.stat().st_mtime > 600:
-                left.unlink()
-    handle, name = tempfile.mkstemp(suffix=".part", dir=path.parent)
-    try:
-        done = subprocess.run([*command, "-o", name], capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(prefix="char-lm-") as folder:
+        output = Path(folder, path.name)
+        done = subprocess.run([*command, "-o", output], capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr.strip()}")
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    finally:
-        os.close(handle)
-        Path(name).unlink(missing_ok=True)
+        atomic_write(path, output.read_bytes())

@@ -1,13 +1,13 @@
-/* What the kernels for a CPU share: element types, views, the exponential.
+/* Shared by the CPU kernels: element types, views, the exponential.
  *
- * Loops are plain C for the compiler to vectorise: no branches in them, no libm.
+ * Loops are plain C that the compiler vectorises: they contain no branches and call no libm.
  */
 #include <float.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define LOOP _Pragma("omp simd") for (int j = 0; j < n; j++)
+#define LOOP(n) _Pragma("omp simd") for (int j = 0; j < (n); j++)
 #define INLINE static inline __attribute__((always_inline))
 
 /* A (B, T, D) tensor with contiguous channels; strides in elements. */
@@ -57,8 +57,8 @@ INLINE char *at(view v, int type, int64_t b, int64_t t, int64_t d) {
 INLINE const float *read(int type, const void *data, int n, float *buffer) {
     const uint16_t *half = data;
     if (type == FLOAT32) return data;
-    if (type == BFLOAT16) { LOOP buffer[j] = from_bfloat16(half[j]); }
-    else { LOOP buffer[j] = from_float16(half[j]); }
+    if (type == BFLOAT16) { LOOP(n) buffer[j] = from_bfloat16(half[j]); }
+    else { LOOP(n) buffer[j] = from_float16(half[j]); }
     return buffer;
 }
 
@@ -73,8 +73,8 @@ INLINE output open_row(int type, void *data, float *buffer) {
 }
 
 INLINE void store(int type, output out, int n) {
-    if (type == BFLOAT16) { LOOP out.half[j] = to_bfloat16(out.values[j]); }
-    if (type == FLOAT16) { LOOP out.half[j] = to_float16(out.values[j]); }
+    if (type == BFLOAT16) { LOOP(n) out.half[j] = to_bfloat16(out.values[j]); }
+    if (type == FLOAT16) { LOOP(n) out.half[j] = to_float16(out.values[j]); }
 }
 
 /* ---- arithmetic ---- */
@@ -98,5 +98,10 @@ INLINE float exp_negative(float x) {
 INLINE float minimum(float x, float y) { return y < x ? y : x; }
 INLINE float maximum(float x, float y) { return y > x ? y : x; }
 INLINE float absolute(float x) { return as_float(as_bits(x) & 0x7fffffff); }
+
+INLINE float sigmoid(float x) {
+    float e = exp_negative(-absolute(x)), r = 1.0f / (1.0f + e);
+    return x >= 0 ? r : e * r;
+}
 
 INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }

@@ -1,29 +1,29 @@
-"""h_t = a_t h_{t-1} + b_t: the one operation everything rests on.
+"""The recurrence h_t = a_t h_{t-1} + b_t, and the choice of the kernels that compute it.
 
-Four functions, each registered with `torch.library` so that autograd, autocast and torch.compile see one opaque
-operation with its own backward. All take and return the state explicitly:
+Four functions, each registered with `torch.library`: autograd, autocast and torch.compile see one opaque operation with
+its own backward. All take and return the state explicitly:
 
     linear_scan(a, b, h0)         h_t = a_t h_{t-1} + b_t
     mingru_scan(projection, h0)   z = sigmoid(k), h_t = (1 - z_t) h_{t-1} + z_t g(c_t)
     minlstm_scan(projection, h0)  the same with k = softplus(-f) - softplus(-i)
-    selective_scan(u, ...)        N numbers of state a channel, a = exp(dt A), b = dt B u: Mamba's
+    selective_scan(u, ...)        Mamba's, with N numbers of state per channel, a = exp(dt A), b = dt B u
 
-Sequences are (B, T, D), states (B, D). `h` comes back in the type of the input; the state `h_last`, and everything
-inside, is float32 (float64 for float64 inputs) whatever the input's type, autocast included.
+Sequences are (B, T, D), states (B, D). `h` has the type of the input. The state `h_last` and all arithmetic are float32
+(float64 for float64 inputs), whatever the input's type, also under autocast.
 """
 
-import functools
 import importlib
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
-from lm.native.build import BuildError
+from lm.native.build import BuildError, warn_once
 from lm.recurrence import cpu, portable, selective
+from lm.recurrence.portable import Kind
 
 __all__ = ["linear_scan", "mingru_scan", "minlstm_scan", "selective_scan"]
 
@@ -31,43 +31,28 @@ BACKENDS = ("auto", "portable", "native", "triton")
 
 
 def kernels(x: Tensor, native: ModuleType = cpu) -> ModuleType:
-    """The module whose kernels serve x, `native` on a CPU: the one place where a backend is chosen.
+    """Choose the module whose kernels compute with x: `native` on a CPU, Triton's on an NVIDIA GPU, else portable ones.
 
-    The environment variable LM_BACKEND overrules it: `portable`; `native`, the kernels of the tensor's device, which
-    fails where `auto` would fall back; or `triton`, on a CPU too (in Triton's interpreter: TRITON_INTERPRET=1).
+    The environment variable LM_BACKEND overrides this: `portable`; `native`, the kernels of the tensor's device, with
+    an error where `auto` would fall back; or `triton`, on a CPU too (in Triton's interpreter: TRITON_INTERPRET=1).
     """
     backend = os.environ.get("LM_BACKEND", "auto")
     if backend not in BACKENDS:
         raise ValueError(f"LM_BACKEND is {backend!r}; it can be {', '.join(BACKENDS)}")
-    if backend == "triton" or (backend != "portable" and x.device.type == "cuda"):
-        return _triton(required=backend != "auto")
-    if backend == "portable" or x.device.type != "cpu" or x.dtype not in cpu.TYPES:
+    if backend == "portable":
         return portable
     try:
+        if backend == "triton" or x.device.type == "cuda":
+            return importlib.import_module("lm.recurrence.cuda")  # imports Triton
+        if x.device.type != "cpu" or x.dtype not in cpu.TYPES:
+            return portable
         native.library()
-    except BuildError as error:
-        if backend == "native":
+    except (BuildError, ImportError) as error:
+        if backend != "auto":
             raise
-        _warn_once(f"{error}; the slower plain torch path serves")
+        warn_once(str(error))
         return portable
     return native
-
-
-@functools.cache
-def _triton(required: bool) -> ModuleType:
-    """The Triton kernels, imported no sooner than something asks for them."""
-    try:
-        return importlib.import_module("lm.recurrence.cuda")
-    except ImportError as error:
-        if required:
-            raise
-        _warn_once(f"the kernels for a GPU need Triton ({error}); the slower plain torch path serves")
-        return portable
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -134,27 +119,26 @@ def selective_scan(
     Returns:
         y (B, T, D) in u's type, and h_last (B, N, D), never narrower than float32.
     """
-    _check_selective(u, delta, A, B, C, skip, h0)
+    _check_selective((u, delta, A, B, C, skip), h0)
     wide = portable.compute_type(u)
     y, h_last, _ = _selective(u, delta, A.to(wide), B, C, skip.to(wide), _state(u, h0))
     return y, h_last
 
 
-def _check_selective(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None
-) -> None:
+def _check_selective(inputs: Sequence[Tensor], h0: Tensor | None) -> None:
+    u, delta, A, B, C, skip = inputs
     if u.dim() != 3 or u.shape[1] < 1 or A.dim() != 2 or A.shape[0] < 1:
         raise ValueError(f"selective_scan cannot read u of shape {tuple(u.shape)} with A of {tuple(A.shape)}")
     (batch, T, D), N = u.shape, A.shape[0]
-    wanted = {
-        "delta": (batch, T, D),
-        "A": (N, D),
-        "B": (batch, T, N),
-        "C": (batch, T, N),
-        "skip": (D,),
-        "h0": (batch, N, D),
+    expected = {
+        "delta": (delta, (batch, T, D)),
+        "A": (A, (N, D)),
+        "B": (B, (batch, T, N)),
+        "C": (C, (batch, T, N)),
+        "skip": (skip, (D,)),
+        "h0": (h0, (batch, N, D)),
     }
-    for (name, shape), x in zip(wanted.items(), (delta, A, B, C, skip, h0), strict=True):
+    for name, (x, shape) in expected.items():
         if x is not None and x.shape != shape:
             raise ValueError(f"selective_scan needs {name} of shape {shape}, not {tuple(x.shape)}")
         if x is not None and name in ("delta", "B", "C") and x.dtype != u.dtype:
@@ -172,136 +156,121 @@ def _state(x: Tensor, h0: Tensor | None) -> Tensor | None:
     return None if h0 is None else h0.to(portable.compute_type(x))
 
 
-def _grad_h0(h0: Tensor | None, grad: Tensor) -> Tensor | None:
-    return None if h0 is None else grad
+def _fake_state(h: Tensor) -> Tensor:
+    return h.new_empty((h.shape[0], h.shape[2]), dtype=portable.compute_type(h))
+
+
+# ---------------------------------------------------------------- registered operations
+
+
+def _differentiate(forward: CustomOpDef, backward: CustomOpDef) -> None:
+    """Register the backward of an operation (x, ..., h0) -> (h, h_last); it is called with x, h, h0 and gradients."""
+
+    def keep(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0], output[0], inputs[-1])
+
+    def gradients(ctx, grad_h: Tensor, grad_last: Tensor):
+        x, h, h0 = ctx.saved_tensors
+        *grads, grad_h0 = backward(x, h, h0, grad_h, grad_last)
+        return *grads, None if h0 is None else grad_h0
+
+    forward.register_autograd(gradients, setup_context=keep)
 
 
 @torch.library.custom_op("lm::linear_scan", mutates_args=())
 def _linear(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-    return kernels(b).linear_forward(a, b, h0)
+    return kernels(b).scan_forward(Kind.LINEAR, (a, b), h0)
 
 
 @torch.library.custom_op("lm::linear_scan_backward", mutates_args=())
 def _linear_backward(
     a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels(a).linear_backward(a, h, h0, grad_h, grad_last)
+    module = kernels(a)
+    grads = module.empty(a), module.empty(a)
+    return *grads, module.scan_backward(Kind.LINEAR, (a,), grads, h, h0, grad_h, grad_last)
 
 
 @_linear.register_fake
 def _(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(b, memory_format=torch.contiguous_format), _fake_state(b, b.shape[-1])
+    return portable.empty(b), _fake_state(b)
 
 
 @_linear_backward.register_fake
 def _(a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    grad = torch.empty_like(a, memory_format=torch.contiguous_format)
-    return grad, torch.empty_like(grad), _fake_state(a, a.shape[-1])
+    return portable.empty(a), portable.empty(a), _fake_state(h)
 
 
-def _fake_state(x: Tensor, width: int) -> Tensor:
-    return x.new_empty((x.shape[0], width), dtype=portable.compute_type(x))
+_differentiate(_linear, _linear_backward)
 
 
-def _keep_linear(ctx, inputs, output) -> None:
-    a, _, h0 = inputs
-    ctx.save_for_backward(a, output[0], h0)
-
-
-def _linear_gradients(ctx, grad_h: Tensor, grad_last: Tensor):
-    a, h, h0 = ctx.saved_tensors
-    grad_a, grad_b, grad_h0 = _linear_backward(a, h, h0, grad_h, grad_last)
-    return grad_a, grad_b, _grad_h0(h0, grad_h0)
-
-
-_linear.register_autograd(_linear_gradients, setup_context=_keep_linear)
-
-
-def _define_cell(name: str, parts: int) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """Register the scan of a cell whose projection has so many parts, the last of them the candidate."""
+def _define_cell(name: str, kind: Kind) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """Register the scan of a cell, minGRU or minLSTM."""
 
     @torch.library.custom_op(f"lm::{name}", mutates_args=())
     def forward(projection: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        return kernels(projection).cell_forward(projection, h0, parts)
+        return kernels(projection).scan_forward(kind, (projection,), h0)
 
     @torch.library.custom_op(f"lm::{name}_backward", mutates_args=())
     def backward(
         projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return kernels(projection).cell_backward(projection, h, h0, grad_h, grad_last, parts)
+        module = kernels(projection)
+        grad = module.empty(projection)
+        return grad, module.scan_backward(kind, (projection,), (grad,), h, h0, grad_h, grad_last)
 
     @forward.register_fake
     def _(projection: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-        B, T, width = projection.shape
-        return projection.new_empty((B, T, width // parts)), _fake_state(projection, width // parts)
+        (x, *_) = kind.split([projection])
+        return portable.empty(x), _fake_state(x)
 
     @backward.register_fake
     def _(projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor) -> tuple[Tensor, Tensor]:
-        grad = torch.empty_like(projection, memory_format=torch.contiguous_format)
-        return grad, _fake_state(projection, h.shape[-1])
+        return portable.empty(projection), _fake_state(h)
 
-    def keep(ctx, inputs, output) -> None:
-        projection, h0 = inputs
-        ctx.save_for_backward(projection, output[0], h0)
-
-    def gradients(ctx, grad_h: Tensor, grad_last: Tensor):
-        projection, h, h0 = ctx.saved_tensors
-        grad, grad_h0 = backward(projection, h, h0, grad_h, grad_last)
-        return grad, _grad_h0(h0, grad_h0)
-
-    forward.register_autograd(gradients, setup_context=keep)
+    _differentiate(forward, backward)
     return forward
 
 
-_mingru = _define_cell("mingru_scan", parts=2)
-_minlstm = _define_cell("minlstm_scan", parts=3)
+_mingru = _define_cell("mingru_scan", Kind.MINGRU)
+_minlstm = _define_cell("minlstm_scan", Kind.MINLSTM)
 
 
 @torch.library.custom_op("lm::selective_scan", mutates_args=())
 def _selective(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels(u, selective).selective_forward(u, delta, A, B, C, skip, h0)
+    return kernels(u, selective).selective_forward((u, delta, A, B, C, skip), h0)
 
 
 @torch.library.custom_op("lm::selective_scan_backward", mutates_args=())
 def _selective_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor,
-    starts: Tensor,
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return kernels(u, selective).selective_backward(u, delta, A, B, C, skip, starts, grad_y, grad_last)
+    inputs: Sequence[Tensor], starts: Tensor, grad_y: Tensor, grad_last: Tensor | None
+) -> list[Tensor]:
+    return kernels(inputs[0], selective).selective_backward(inputs, starts, grad_y, grad_last)
 
 
 @_selective.register_fake
 def _(u, delta, A, B, C, skip, h0):
-    y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    return y, A.new_empty((u.shape[0], *A.shape)), A.new_empty(portable.starts_shape(u, A))
+    return portable.empty(u), A.new_empty((u.shape[0], *A.shape)), A.new_empty(portable.starts_shape(u, A))
 
 
 @_selective_backward.register_fake
-def _(u, delta, A, B, C, skip, starts, grad_y, grad_last):
-    grads = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, A, B, C, skip))
-    return *grads, A.new_empty((u.shape[0], *A.shape))
+def _(inputs, starts, grad_y, grad_last):
+    return [*map(portable.empty, inputs), starts.new_empty(starts[:, 0].shape)]
 
 
 def _keep_selective(ctx, inputs, output) -> None:
     *kept, h0 = inputs
     ctx.save_for_backward(*kept, output[2])
     ctx.has_h0 = h0 is not None
-    ctx.set_materialize_grads(False)  # training leaves h_last alone, and nobody sees the states in between
+    ctx.set_materialize_grads(False)  # training does not use h_last, and nothing outside sees the states in between
 
 
 def _selective_gradients(ctx, grad_y: Tensor | None, grad_last: Tensor | None, _: None):
-    u, *kept = ctx.saved_tensors
-    grad_y = torch.zeros_like(u) if grad_y is None else grad_y
-    *grads, grad_h0 = _selective_backward(u, *kept, grad_y, grad_last)
+    *inputs, starts = ctx.saved_tensors
+    grad_y = torch.zeros_like(inputs[0]) if grad_y is None else grad_y
+    *grads, grad_h0 = _selective_backward(inputs, starts, grad_y, grad_last)
     return *grads, grad_h0 if ctx.has_h0 else None
 
 

@@ -1,28 +1,22 @@
-"""The recurrence on a CPU: native kernels (scan.c) with the interface of `lm.recurrence.portable`.
-
-Where they cannot be built, `library` says so and `portable` serves instead.
-"""
+"""The recurrence on a CPU: the compiled kernels of scan.c, with the interface of `lm.recurrence.portable`."""
 
 import ctypes
-import functools
+import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
-from ctypes import POINTER, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lm.native.build import BuildError, build
+from lm.native.build import Library
+from lm.recurrence.portable import Kind, rows
 
-SOURCE = Path(__file__).with_name("scan.c")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-LINEAR, MINGRU, MINLSTM = range(3)
-LARGE = 4 << 20  # bytes from which it matters where the memory comes from
-SMALL = 1 << 17  # elements that keep one thread busy for longer than it takes to wake it
-
-
-# ---------------------------------------------------------------- kernels
+LARGE = 4 << 20  # bytes from which memory is taken from the pool
+SMALL = 1 << 17  # elements that take one thread longer than it takes to wake another
 
 
 class View(ctypes.Structure):
@@ -45,73 +39,49 @@ class Call(ctypes.Structure):
     ]
 
 
-def linear_forward(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(h, h_last) of the linear scan; a, b (B, T, D), h0 (B, D)."""
-    return _forward(LINEAR, (a, b), h0)
+library = Library(Path(__file__).with_name("scan.c"), scan=(c_int, POINTER(Call)), expect=(None, c_void_p, c_int64))
 
 
-def linear_backward(
-    a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, b (in their type) and h0."""
-    grads = _empty(a, a.shape), _empty(a, a.shape)
-    return *grads, _backward(LINEAR, (a, a), grads, h, h0, grad_h, grad_last)
-
-
-def cell_forward(projection: Tensor, h0: Tensor | None, parts: int) -> tuple[Tensor, Tensor]:
-    """(h, h_last) of minGRU (2 parts) or minLSTM (3 parts); projection (B, T, parts * D), h0 (B, D)."""
-    return _forward(_kind(parts), _rows(projection).chunk(parts, dim=-1), h0)
-
-
-def cell_backward(
-    projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor, parts: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the projection (one tensor, its shape and type) and of h0. Recomputes the gates."""
-    grad = _empty(projection, projection.shape)
-    inputs, grads = _rows(projection).chunk(parts, dim=-1), grad.chunk(parts, dim=-1)
-    return grad, _backward(_kind(parts), inputs, grads, h, h0, grad_h, grad_last)
-
-
-def _kind(parts: int) -> int:
-    return {2: MINGRU, 3: MINLSTM}[parts]
-
-
-def _forward(kind: int, inputs: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
-    inputs = [_rows(x) for x in inputs]
-    h0 = _state(h0)
-    h = _empty(inputs[0], inputs[0].shape)
-    call, last = _call(kind, inputs, h, h0)
+def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(h, h_last) of a scan; see `lm.recurrence.portable.scan_forward`."""
+    x = [rows(part) for part in kind.split(x)]
+    h0 = None if h0 is None else h0.contiguous()
+    h = empty(x[0])
+    call, last = _call(kind, x, h, h0)
     call.first = call.h0
     _scan(call)
     return h, last
 
 
-def _backward(
-    kind: int,
-    inputs: Sequence[Tensor],
+def scan_backward(
+    kind: Kind,
+    x: Sequence[Tensor],
     grads: Sequence[Tensor],
     h: Tensor,
     h0: Tensor | None,
     grad_h: Tensor,
     grad_last: Tensor,
 ) -> Tensor:
-    inputs = [_rows(x) for x in inputs]
-    h, grad_h, h0, grad_last = _rows(h), _rows(grad_h), _state(h0), grad_last.contiguous()
-    call, grad_h0 = _call(kind, inputs, h, h0)
+    """The gradient of h0, and those of the inputs into `grads`; see `lm.recurrence.portable.scan_backward`."""
+    x = (*x, *x) if kind == Kind.LINEAR else x  # the kernel reads two inputs, and needs a alone
+    x = [rows(part) for part in kind.split(x)]
+    h, grad_h, grad_last = rows(h), rows(grad_h), grad_last.contiguous()
+    h0 = None if h0 is None else h0.contiguous()
+    call, grad_h0 = _call(kind, x, h, h0)
     call.backward = 1
     call.first = grad_last.data_ptr()
-    call.grad_h = _view(grad_h)
-    call.grad = _views(grads)
+    call.grad_h = view(grad_h)
+    call.grad = (View * 3)(*map(view, kind.split(grads)))
     _scan(call)
     return grad_h0
 
 
-def _call(kind: int, inputs: Sequence[Tensor], h: Tensor, h0: Tensor | None) -> tuple[Call, Tensor]:
-    """What forward and backward have in common, and the state (B, D) that will leave the scan."""
+def _call(kind: Kind, x: Sequence[Tensor], h: Tensor, h0: Tensor | None) -> tuple[Call, Tensor]:
+    """The arguments that forward and backward share, and the state (B, D) that will leave the scan."""
     B, T, D = h.shape
     last = h.new_empty((B, D), dtype=torch.float32)
     threads = min(torch.get_num_threads(), 1 + h.numel() // SMALL)
-    call = Call(kind, TYPES[h.dtype], 0, threads, B, T, D, _views(inputs), _view(h))
+    call = Call(kind, TYPES[h.dtype], 0, threads, B, T, D, (View * 3)(*map(view, x)), view(h))
     call.h0 = None if h0 is None else h0.data_ptr()
     call.last = last.data_ptr()
     return call, last
@@ -122,42 +92,26 @@ def _scan(call: Call) -> None:
         raise MemoryError("no memory for the state of the recurrence")
 
 
-def _view(x: Tensor) -> View:
+def view(x: Tensor) -> View:
+    """A tensor (B, T, D) as the kernels take it."""
     return View(x.data_ptr(), x.stride(0), x.stride(1))
 
 
-def _views(tensors: Sequence[Tensor]) -> ctypes.Array[View]:
-    return (View * 3)(*map(_view, tensors))
-
-
-def _state(h0: Tensor | None) -> Tensor | None:
-    return None if h0 is None else h0.contiguous()
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with its channels side by side. Of an expanded tensor, such as sum's gradient, one row is copied, not all."""
-    if x.stride(-1) == 1 or x.shape[-1] == 1:
-        return x
-    once = [slice(1) if stride == 0 else slice(None) for stride in x.stride()[:2]]
-    return x[tuple(once)].contiguous().expand(x.shape)
-
-
-# ---------------------------------------------------------------- memory
-
-
 class Pool:
-    """Memory of tensors that are gone, for the next of their size.
+    """Memory of large tensors, used again for tensors of the same size once nothing refers to it.
 
-    The system's allocator gives large blocks back when they are freed, and the next step pays for mapping, faulting in
-    and clearing them anew: more than the recurrence itself. What lies idle is at most `limit` bytes, latest used.
+    The system's allocator returns large blocks when they are freed, and the next step would pay for mapping, faulting
+    in and clearing new ones: more than the recurrence itself. At most `limit` bytes lie idle, those used last.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.idle: list[Tensor] = []
+        self._returned: deque[Tensor] = deque()
+        self._lock = threading.Lock()  # of `idle`
 
     def empty(self, like: Tensor, shape: torch.Size) -> Tensor:
-        """As `like.new_empty(shape)`; its memory comes back here when nothing refers to it any more."""
+        """As `like.new_empty(shape)`; the memory returns to the pool when nothing refers to it any more."""
         size = shape.numel() * like.itemsize
         block = self._take(size)
         buffer = (ctypes.c_char * size).from_address(block.data_ptr())
@@ -165,46 +119,34 @@ class Pool:
         return torch.frombuffer(buffer, dtype=like.dtype).view(shape)
 
     def _take(self, size: int) -> Tensor:
-        for i in reversed(range(len(self.idle))):
-            if self.idle[i].nbytes == size:
-                return self.idle.pop(i)
-        block = torch.empty(size, dtype=torch.uint8)
+        with self._lock:
+            self._collect()
+            for i in reversed(range(len(self.idle))):
+                if self.idle[i].nbytes == size:
+                    return self.idle.pop(i)
+        block = torch.empty(size, dtype=torch.uint8, device="cpu")
         library().expect(block.data_ptr(), size)
         return block
 
     def _give(self, block: Tensor) -> None:
-        self.idle.append(block)
-        while sum(idle.nbytes for idle in self.idle) > self.limit:
+        """Called by finalisers, which run at any moment: within `_take`, the block is left for the next call."""
+        self._returned.append(block)
+        if self._lock.acquire(blocking=False):
+            self._collect()
+            self._lock.release()
+
+    def _collect(self) -> None:
+        while self._returned:
+            self.idle.append(self._returned.popleft())
+        while sum(block.nbytes for block in self.idle) > self.limit:
             del self.idle[0]
 
 
 _pool = Pool(limit=1 << 30)
 
 
-def _empty(like: Tensor, shape: torch.Size) -> Tensor:
-    """Uninitialised, of the type of `like`; large ones from memory that was used before."""
+def empty(like: Tensor, shape: torch.Size | None = None) -> Tensor:
+    """An uninitialised, contiguous tensor of the type of `like`, and by default its shape; large ones from the pool."""
+    shape = like.shape if shape is None else shape
     small = shape.numel() * like.itemsize < LARGE
     return like.new_empty(shape) if small else _pool.empty(like, shape)
-
-
-# ---------------------------------------------------------------- build
-
-
-@functools.cache
-def _load() -> ctypes.CDLL | str:
-    """The compiled kernels, or why there are none: tried once."""
-    try:
-        loaded = build(SOURCE)
-    except BuildError as error:
-        return f"the native kernels of the recurrence are not to be had: {error}"
-    loaded.scan.argtypes, loaded.scan.restype = [POINTER(Call)], ctypes.c_int
-    loaded.expect.argtypes, loaded.expect.restype = [c_void_p, c_int64], None
-    return loaded
-
-
-def library() -> ctypes.CDLL:
-    """The compiled kernels, built if need be (about a second). Raises BuildError, each time, if that failed."""
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise BuildError(loaded)
-    return loaded

@@ -1,18 +1,17 @@
 """The recurrence on a GPU: Triton kernels with the interface of `lm.recurrence.portable`.
 
 No GPU has run this code yet. Its values are tested in Triton's interpreter, and it was compiled for an H100 (sm_90)
-with Triton 3.6 and 3.9; the constants that decide about speed (`HAND` to `BLOCKS`, and `plan`) are estimates.
+with Triton 3.6 and 3.9. The constants that decide about speed (`REGISTERS` to `BLOCKS`, and `plan`) are estimates.
 
-One warp walks over time for one row of the batch and one block of channels, in float32 registers. Each lane keeps to
-its own channels, so nothing is ever exchanged; what hides the memory's latency is that the next rows of every input
-are asked for before the present ones are worked on. Where rows and channels make too few warps to keep the memory
-busy, time is cut into chunks as well:
+One warp processes one row of the batch and one block of channels, step by step in time, in float32 registers. Each lane
+has its own channels, so that lanes exchange nothing. To hide the memory's latency, the next rows of every input are
+loaded before the present ones are used. If rows and channels make too few warps, time is cut into chunks as well:
 
-    1. each chunk but the last is walked from a zero state, and leaves where it ends and its product of a;
-    2. over the chunks that is h_c = product_c h_{c-1} + end_c: the linear scan again, by the same kernel;
-    3. each chunk is walked from the state it really starts in.
+    1. each chunk but the last is scanned from a zero state; its last state and its product of a are stored;
+    2. over the chunks, h_c = product_c h_{c-1} + last_c: the linear scan again, by the same kernel;
+    3. each chunk is scanned from the state that it really starts in.
 
-The backward kernel is the same walk from the last step to the first. Importing this module imports Triton.
+The backward kernel does the same from the last step to the first. Importing this module imports Triton.
 """
 
 import functools
@@ -25,14 +24,17 @@ import triton.language as tl
 from torch import Tensor
 
 from lm.recurrence import portable
+from lm.recurrence.portable import Kind, empty
 
-LINEAR, MINGRU, MINLSTM = (tl.constexpr(kind) for kind in range(3))
-HAND = 32  # registers of a lane for inputs in hand, and as many for those on their way
-STEPS = 16  # most steps worked on at once: the code grows with them
-WARPS = 4  # per multiprocessor: as many are wanted
+LINEAR, MINGRU, MINLSTM = (tl.constexpr(kind.value) for kind in Kind)
+REGISTERS = 32  # of a lane for the inputs in use, and as many for those being loaded
+STEPS = 16  # most steps of one unrolled loop: the code grows with them
+WARPS = 4  # wanted per multiprocessor
 CHUNK = 256  # steps for which a chunk is worth its share of the additional launches
 BLOCKS = (64, 32)  # channels per warp
-OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}  # of fusion Triton 3.9 wants to be told: its default will change
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}  # fusion is explicit because Triton 3.9 will change its default
+
+selective_forward, selective_backward = portable.selective_forward, portable.selective_backward  # no kernels yet
 
 
 # ---------------------------------------------------------------- one step, in registers
@@ -115,14 +117,16 @@ def _gradients(x, s, before, KIND: tl.constexpr):
             return a, (grad_f, grad_i, s * z * slope)
 
 
-# ---------------------------------------------------------------- walking over time
+# ---------------------------------------------------------------- scans
+#
+# A stream is a tensor (B, T, D) as the kernels take it: (pointer, stride of the batch, stride of time).
 
 
 @triton.jit
 def _place(D, chunks, length, T, BLOCK: tl.constexpr):
-    """What this program does: its channels, its row of the batch, its chunk, and the chunk's steps."""
+    """What this program computes: its channels, its row of the batch, its chunk, and the chunk's steps."""
     blocks = tl.cdiv(D, BLOCK)
-    program = tl.program_id(0).to(tl.int64)  # so is all that follows: strides times steps may be large
+    program = tl.program_id(0).to(tl.int64)  # and so is all that follows: strides times steps may be large
     d = program % blocks * BLOCK + tl.arange(0, BLOCK)
     chunk = program // blocks % chunks
     begin = chunk * length
@@ -131,42 +135,43 @@ def _place(D, chunks, length, T, BLOCK: tl.constexpr):
 
 @triton.jit
 def _within(u, left, live):
-    """The live channels if u < left, else none. Made a vector first: the interpreter cannot spread a comparison."""
+    """The live channels if u < left, else none. Made a vector first: the interpreter cannot broadcast a comparison."""
     return live & (tl.full(live.shape, u, tl.int32) < left)
 
 
 @triton.jit
-def _seek(tensors, strides, batch, t, d):
-    """Pointers to the channels d of step t in each tensor."""
-    pointers = ()
-    for i in tl.static_range(len(tensors)):
-        pointers += (tensors[i] + batch * strides[i][0] + t * strides[i][1] + d,)  # type: ignore[assignment]
-    return pointers
+def _seek(streams, batch, t, d):
+    """Pointers to the channels d of step t, and the strides of time, of each stream."""
+    places = ()
+    for i in tl.static_range(len(streams)):
+        pointer, batch_stride, time_stride = streams[i]
+        places += ((pointer + batch * batch_stride + t * time_stride + d, time_stride),)  # type: ignore[assignment]
+    return places
 
 
 @triton.jit
-def _ask(pointers, strides, t, left, live, SIGN: tl.constexpr, STEPS: tl.constexpr):
-    """The rows of the steps from t on, each a tuple with a value per tensor; SIGN is the direction of time."""
+def _load(places, t, left, live, SIGN: tl.constexpr, STEPS: tl.constexpr):
+    """The rows of the steps from t on, each a tuple with a value per stream; SIGN is the direction of time."""
     rows = ()
     for u in tl.static_range(STEPS):
         row = ()
-        for i in tl.static_range(len(pointers)):
+        for i in tl.static_range(len(places)):
             # Left as one product, or the compiler keeps an offset for every u in registers.
-            offset = SIGN * (t + u) * strides[i][1]
-            row += (tl.load(pointers[i] + offset, mask=_within(u, left, live), other=0.0),)  # type: ignore[assignment]
+            offset = SIGN * (t + u) * places[i][1]
+            row += (tl.load(places[i][0] + offset, mask=_within(u, left, live), other=0.0),)  # type: ignore[assignment]
         rows += (row,)  # type: ignore[assignment]
     return rows
 
 
 @triton.jit
-def _put(pointers, strides, t, u, values, mask, SIGN: tl.constexpr):
-    for i in tl.static_range(len(pointers)):
-        tl.store(pointers[i] + SIGN * (t + u) * strides[i][1], values[i], mask=mask)
+def _store(places, t, u, values, mask, SIGN: tl.constexpr):
+    for i in tl.static_range(len(places)):
+        tl.store(places[i][0] + SIGN * (t + u) * places[i][1], values[i], mask=mask)
 
 
 @triton.jit
 def _first(start, slot, live):
-    """The state in which a walk starts; none is zero."""
+    """The state in which a scan starts; None is zero."""
     if start is None:
         return tl.zeros(live.shape, tl.float32)
     else:
@@ -175,41 +180,28 @@ def _first(start, slot, live):
 
 @triton.jit(do_not_specialize=["T", "chunks", "length"])
 def _forward(
-    x,
-    x_strides,
-    h,
-    h_strides,
-    start,
-    end,
-    product,
-    T,
-    D,
-    chunks,
-    length,
-    KIND: tl.constexpr,
-    STEPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x, h, start, end, product, T, D, chunks, length, KIND: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Walk all chunks: x, a tuple of (B, T, D), to h, a tuple of one (B, T, D), and end (B, D).
+    """Scan all chunks: the input streams x to one stream h, and the last state to end (B, D).
 
     start is (B, chunks, D) or None. With a `product`, h is empty, and end and product are (B, chunks, D).
     """
     d, batch, chunk, begin, stop = _place(D, chunks, length, T, BLOCK)
     live = d < D
     slot = (batch * chunks + chunk) * D + d
-    x, h = _seek(x, x_strides, batch, 0, d), _seek(h, h_strides, batch, 0, d)
+    x, h = _seek(x, batch, 0, d), _seek(h, batch, 0, d)
     state = _first(start, slot, live)
     growth = tl.full((BLOCK,), 1.0, tl.float32)
-    rows = _ask(x, x_strides, begin, (stop - begin).to(tl.int32), live, 1, STEPS)
+    rows = _load(x, begin, (stop - begin).to(tl.int32), live, 1, STEPS)
     for t in range(begin, stop, STEPS):
         left = (stop - t).to(tl.int32)
-        ahead = _ask(x, x_strides, t + STEPS, left - STEPS, live, 1, STEPS)
+        ahead = _load(x, t + STEPS, left - STEPS, live, 1, STEPS)
         for u in tl.static_range(STEPS):
             inside = _within(u, left, live)
             a, b = _coefficients(rows[u], KIND)
             state = tl.where(inside, a * state + b, state)
             growth = tl.where(inside, a * growth, growth)
-            _put(h, h_strides, t, u, (state,), inside, 1)
+            _store(h, t, u, (state,), inside, 1)
         rows = ahead
     _leave(state, growth, end, product, slot, batch * D + d, stop == T, live)
 
@@ -217,14 +209,9 @@ def _forward(
 @triton.jit(do_not_specialize=["T", "chunks", "length"])
 def _backward(
     x,
-    x_strides,
-    grad_h,
-    grad_h_strides,
     h,
-    h_strides,
     h0,
     grad,
-    grad_strides,
     start,
     end,
     product,
@@ -236,49 +223,44 @@ def _backward(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Walk all chunks back in time; steps, chunks and states are counted from the end.
+    """Scan all chunks back in time; steps, chunks and states are counted from the end.
 
-    x is the inputs, a tuple of (B, T, D) (of the linear scan a alone), grad_h and h tuples of one, grad a tuple of all
-    inputs' gradients, h0 (B, D) or None; start, end and product as in `_forward`. With a `product`, x is the gates
-    alone, and h and grad are empty.
+    x is the input streams (of the linear scan a alone) followed by grad_h, h one stream, h0 (B, D) or None, grad the
+    streams of all inputs' gradients; start, end and product as in `_forward`. With a `product`, x is the gates and
+    grad_h, and h and grad are empty.
     """
     d, batch, chunk, begin, stop = _place(D, chunks, length, T, BLOCK)
     live = d < D
     slot = (batch * chunks + chunk) * D + d
-    x, grad_h = _seek(x, x_strides, batch, T - 1, d), _seek(grad_h, grad_h_strides, batch, T - 1, d)
-    h, grad = _seek(h, h_strides, batch, T - 2, d), _seek(grad, grad_strides, batch, T - 1, d)
-    # Rows of h are one step before the others, and before the first is h0.
-    h_left = (tl.minimum(stop, T - 1) - begin).to(tl.int32)
+    x, h, grad = _seek(x, batch, T - 1, d), _seek(h, batch, T - 2, d), _seek(grad, batch, T - 1, d)
+    h_left = (tl.minimum(stop, T - 1) - begin).to(tl.int32)  # h_{t-1} belongs to step t; for the first that is h0
     h0 = _first(h0, batch * D + d, live)
     state = _first(start, slot, live)
     growth = tl.full((BLOCK,), 1.0, tl.float32)
     left = (stop - begin).to(tl.int32)
-    x_rows = _ask(x, x_strides, begin, left, live, -1, STEPS)
-    s_rows = _ask(grad_h, grad_h_strides, begin, left, live, -1, STEPS)
-    h_rows = _ask(h, h_strides, begin, h_left, live, -1, STEPS)
+    x_rows, h_rows = _load(x, begin, left, live, -1, STEPS), _load(h, begin, h_left, live, -1, STEPS)
     for t in range(begin, stop, STEPS):
-        x_ahead = _ask(x, x_strides, t + STEPS, left - STEPS, live, -1, STEPS)
-        s_ahead = _ask(grad_h, grad_h_strides, t + STEPS, left - STEPS, live, -1, STEPS)
-        h_ahead = _ask(h, h_strides, t + STEPS, h_left - STEPS, live, -1, STEPS)
+        x_ahead = _load(x, t + STEPS, left - STEPS, live, -1, STEPS)
+        h_ahead = _load(h, t + STEPS, h_left - STEPS, live, -1, STEPS)
         for u in tl.static_range(STEPS):
             inside = _within(u, left, live)
-            s = s_rows[u][0].to(tl.float32) + state
+            s = x_rows[u][len(x) - 1].to(tl.float32) + state
             if product is None:
                 before = tl.where(_within(u, h_left, live), h_rows[u][0].to(tl.float32), h0)
                 a, grads = _gradients(x_rows[u], s, before, KIND)
-                _put(grad, grad_strides, t, u, grads, inside, -1)
+                _store(grad, t, u, grads, inside, -1)
             else:
                 a = _decay(x_rows[u], KIND)
                 growth = tl.where(inside, a * growth, growth)
             state = tl.where(inside, a * s, state)
-        x_rows, s_rows, h_rows = x_ahead, s_ahead, h_ahead
+        x_rows, h_rows = x_ahead, h_ahead
         left, h_left = left - STEPS, h_left - STEPS
     _leave(state, growth, end, product, slot, batch * D + d, stop == T, live)
 
 
 @triton.jit
 def _leave(state, growth, end, product, slot, last, is_last, live):
-    """Store what a walk ends in: the sum of its chunk, or, of the last chunk alone, the state."""
+    """Store the result of a scan: of every chunk its last state and product, or of the last chunk its state alone."""
     if product is None:
         if is_last:
             tl.store(end + last, state, mask=live)
@@ -313,9 +295,9 @@ def plan(B: int, T: int, D: int, multiprocessors: int) -> Plan:
 
 
 def steps(inputs: int, block: int, itemsize: int) -> int:
-    """How many steps of so many inputs a warp takes in hand at once, a power of two."""
+    """How many steps of so many inputs a warp loads at once, a power of two."""
     registers = inputs * max(1, block // 32 * itemsize // 4)
-    return min(STEPS, 1 << max(0, (HAND // registers).bit_length() - 1))
+    return min(STEPS, 1 << max(0, (REGISTERS // registers).bit_length() - 1))
 
 
 @functools.cache
@@ -324,89 +306,58 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def linear_forward(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(h, h_last) of the linear scan; a, b (B, T, D), h0 (B, D)."""
-    if b.dtype == torch.float64:
-        return portable.linear_forward(a, b, h0)
-    return _scan(LINEAR.value, (a, b), h0)
+def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(h, h_last) of a scan; see `lm.recurrence.portable.scan_forward`."""
+    if x[0].dtype == torch.float64:
+        return portable.scan_forward(kind, x, h0)
+    x = kind.split(x)
+    h = empty(x[0])
+    inputs = _streams(*x)
+    return h, _scan(_forward, kind, len(x), (inputs, _streams(h)), (inputs, ()), h, h0)
 
 
-def linear_backward(
-    a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, b (in their type) and h0."""
-    if a.dtype == torch.float64:
-        return portable.linear_backward(a, h, h0, grad_h, grad_last)
-    grads = a.new_empty(a.shape), a.new_empty(a.shape)
-    return *grads, _scan_back(LINEAR.value, (a,), (a,), grads, h, h0, grad_h, grad_last)
-
-
-def cell_forward(projection: Tensor, h0: Tensor | None, parts: int) -> tuple[Tensor, Tensor]:
-    """(h, h_last) of minGRU (2 parts) or minLSTM (3 parts); projection (B, T, parts * D), h0 (B, D)."""
-    if projection.dtype == torch.float64:
-        return portable.cell_forward(projection, h0, parts)
-    return _scan(_kind(parts), _dense(projection).chunk(parts, dim=-1), h0)
-
-
-def cell_backward(
-    projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor, parts: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the projection (one tensor, its shape and type) and of h0. Recomputes the gates."""
-    if projection.dtype == torch.float64:
-        return portable.cell_backward(projection, h, h0, grad_h, grad_last, parts)
-    x = _dense(projection).chunk(parts, dim=-1)
-    grad = projection.new_empty(projection.shape)
-    return grad, _scan_back(_kind(parts), x, x[:-1], grad.chunk(parts, dim=-1), h, h0, grad_h, grad_last)
-
-
-def _kind(parts: int) -> int:
-    return {2: MINGRU, 3: MINLSTM}[parts].value
-
-
-def _scan(kind: int, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
-    """h, in the type of x, and the last state."""
-    h = x[0].new_empty(x[0].shape)
-    inputs = _streams(x)
-    return h, _walk(_forward, kind, len(x), (*inputs, *_streams([h])), (*inputs, (), ()), h, h0)
-
-
-def _scan_back(
-    kind: int,
+def scan_backward(
+    kind: Kind,
     x: Sequence[Tensor],
-    gates: Sequence[Tensor],
     grads: Sequence[Tensor],
     h: Tensor,
     h0: Tensor | None,
     grad_h: Tensor,
     grad_last: Tensor,
 ) -> Tensor:
-    """Fill the gradients of all inputs; returns that of h0. The gates are the inputs that a depends on."""
-    above, h0 = _streams([grad_h]), None if h0 is None else h0.contiguous()
-    everything = (*_streams(x), *above, *_streams([h]), h0, *_streams(grads))
-    summary = (*_streams(gates), *above, (), (), None, (), ())
-    return _walk(_backward, kind, len(x) + 2, everything, summary, h, grad_last)
+    """The gradient of h0, and those of the inputs into `grads`; see `lm.recurrence.portable.scan_backward`."""
+    if h.dtype == torch.float64:
+        return portable.scan_backward(kind, x, grads, h, h0, grad_h, grad_last)
+    h0, x = None if h0 is None else h0.contiguous(), kind.split(x)
+    gates = x if kind == Kind.LINEAR else x[:-1]
+    arguments = _streams(*x, grad_h), _streams(h), h0, _streams(*kind.split(grads))
+    return _scan(_backward, kind, len(x) + 2, arguments, (_streams(*gates, grad_h), (), None, ()), h, grad_last)
 
 
-def _walk(
+def _scan(
     kernel: Any,
-    kind: int,
+    kind: Kind,
     inputs: int,
-    everything: Sequence[Any],
+    arguments: Sequence[Any],
     summary: Sequence[Any],
     like: Tensor,
     first: Tensor | None,
 ) -> Tensor:
-    """Walk over all of time from the state `first` (B, D); returns the state after it, in float32.
+    """Scan from the state `first` (B, D); returns the state after the last step, in float32.
 
-    `everything` is what the kernel is given for the walk itself, with so many inputs to read; `summary` is what it is
-    given to sum up the chunks before that. `like` has the shape (B, T, D).
+    Args:
+        kernel: `_forward` or `_backward`.
+        inputs: how many streams it reads in the scan itself.
+        arguments: what it is given for the scan itself.
+        summary: what it is given for the sums of the chunks before that.
+        like: has the shape (B, T, D) and the type of the streams.
     """
     B, T, D = like.shape
     last = like.new_empty((B, D), dtype=torch.float32)
     if last.numel() == 0:
         return last
     cut = plan(B, T, D, multiprocessors(like.device))
-    constants = {"KIND": kind, "STEPS": steps(inputs, cut.block, like.itemsize), "BLOCK": cut.block}
+    constants = {"KIND": kind.value, "STEPS": steps(inputs, cut.block, like.itemsize), "BLOCK": cut.block}
 
     def launch(
         arguments: Sequence[Any], start: Tensor | None, end: Tensor, product: Tensor | None, chunks: int
@@ -420,21 +371,12 @@ def _walk(
         end, product = (last.new_empty((B, cut.chunks - 1, D)) for _ in range(2))
         launch(summary, None, end, product, cut.chunks - 1)
         first = torch.zeros_like(last) if first is None else first
-        between, _ = _scan(LINEAR.value, (product, end), first)
+        between, _ = scan_forward(Kind.LINEAR, (product, end), first)
         start = torch.cat([first[:, None], between], dim=1)
-    launch(everything, start, last, None, cut.chunks)
+    launch(arguments, start, last, None, cut.chunks)
     return last
 
 
-def _streams(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[tuple[int, ...], ...]]:
-    """Tensors (B, T, D) as the kernels take them: with the strides of batch and time."""
-    dense = tuple(_dense(x) for x in tensors)
-    return dense, tuple(x.stride()[:2] for x in dense)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x with its channels side by side. Of an expanded tensor, such as sum's gradient, one row is copied, not all."""
-    if x.stride(-1) == 1 or x.shape[-1] == 1:
-        return x
-    once = [slice(1) if stride == 0 else slice(None) for stride in x.stride()[:2]]
-    return x[tuple(once)].contiguous().expand(x.shape)
+def _streams(*tensors: Tensor) -> tuple[tuple[Tensor, int, int], ...]:
+    """Tensors (B, T, D) as the kernels take them: each with its strides of batch and time."""
+    return tuple((x, x.stride(0), x.stride(1)) for x in map(portable.rows, tensors))

@@ -1,26 +1,60 @@
-"""The recurrence in plain torch: the path that always works, on every device.
+"""The kernels of the recurrence in PyTorch operations: they work on every device, for every type.
 
-Each function is one kernel (a forward or a backward) without autograd; `lm.recurrence` gives them their gradients.
-They compute in float32, or float64 for float64 inputs, and return `h` in the type of the input.
+Each function is the forward or the backward pass of one operation, without autograd; `lm.recurrence` registers them as
+differentiable operations. All compute in float32, or in float64 for float64 inputs. `lm.recurrence.cpu`, `selective`
+and `cuda` have functions of the same names with the same arguments.
 """
 
 import math
+from collections.abc import Sequence
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 
+class Kind(IntEnum):
+    """The inputs of a scan, (B, T, D) each. scan.c and cuda.py use the same numbers."""
+
+    LINEAR = 0
+    """a and b of h_t = a_t h_{t-1} + b_t: two tensors"""
+    MINGRU = 1
+    """gate logits k and candidates c, side by side in one tensor, the projection (B, T, 2D)"""
+    MINLSTM = 2
+    """logits of the forget gate f and the input gate i, and candidates c, in a projection (B, T, 3D)"""
+
+    def split(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The inputs, or their gradients, as tensors (B, T, D)."""
+        return x if self == Kind.LINEAR else x[0].chunk(self + 1, dim=-1)
+
+
 def compute_type(x: Tensor) -> torch.dtype:
-    """The type that states and gates are computed in: float32, or float64 for float64 inputs."""
+    """The type of gates and states for inputs of x's type: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def rows(x: Tensor) -> Tensor:
+    """x (B, T, D) with contiguous channels. Of an expanded tensor, such as sum's gradient, only one row is copied."""
+    if x.stride(-1) == 1 or x.shape[-1] == 1:
+        return x
+    once = [slice(1) if stride == 0 else slice(None) for stride in x.stride()[:2]]
+    return x[tuple(once)].contiguous().expand(x.shape)
+
+
+def empty(like: Tensor) -> Tensor:
+    """An uninitialised, contiguous tensor of the same shape and type."""
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+# ---------------------------------------------------------------- linear scan, minGRU, minLSTM
 
 
 def scan(a: Tensor, b: Tensor, h0: Tensor | None) -> Tensor:
     """h_t = a_t h_{t-1} + b_t over (B, T, D), in about 2 sqrt(T) large operations.
 
-    Time is cut into C chunks of K steps. All chunks advance together from a zero state, with the running product of
-    a beside them; then the true state is carried over the C chunk ends, and each chunk adds its share of it.
+    Time is cut into C chunks of K steps. All chunks advance together from a zero state, along with the running product
+    of a. Then the true state is carried over the C chunk ends, and each chunk adds its product times that state.
     """
     B, T, D = b.shape
     K = math.isqrt(T - 1) + 1
@@ -40,7 +74,7 @@ def scan(a: Tensor, b: Tensor, h0: Tensor | None) -> Tensor:
 
 
 def scan_adjoint(a: Tensor, grad_h: Tensor, grad_last: Tensor) -> Tensor:
-    """The gradient that reaches each h_t: s_t = grad_h_t + a_{t+1} s_{t+1}, the same scan backwards in time."""
+    """The whole gradient of each h_t: s_t = grad_h_t + a_{t+1} s_{t+1}, the same scan backwards in time."""
     grad_h = grad_h.to(a.dtype, copy=True)
     grad_h[:, -1] += grad_last
     a_next = pad(a[:, 1:], (0, 0, 0, 1))
@@ -53,73 +87,80 @@ def shift(h: Tensor, h0: Tensor | None) -> Tensor:
     return torch.cat([first, h[:, :-1]], dim=1)
 
 
-def linear_forward(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(h, h_last) of the linear scan; a, b (B, T, D), h0 (B, D)."""
-    h = scan(a.to(compute_type(a)), b.to(compute_type(b)), h0)
-    return h.to(b.dtype, copy=True), h[:, -1].clone()
+def g(c: Tensor) -> Tensor:
+    """The candidate's activation (arXiv 2410.01201, appendix B): c + 0.5 for c >= 0, else sigmoid(c). Any shape."""
+    return torch.where(c >= 0, c + 0.5, torch.sigmoid(c))
 
 
-def linear_backward(
-    a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, b (in their type) and h0."""
-    wide = a.to(compute_type(a))
-    s = scan_adjoint(wide, grad_h, grad_last)
-    grad_a = s * shift(h.to(wide.dtype), h0)
-    return grad_a.to(a.dtype), s.to(a.dtype, copy=True), wide[:, 0] * s[:, 0]
-
-
-def _gate_logits(gates: tuple[Tensor, ...]) -> Tensor:
-    """k such that z = sigmoid(k). minGRU has it as it is; minLSTM's i / (f + i) is the sigmoid of log i - log f."""
+def gate_logits(gates: Sequence[Tensor]) -> Tensor:
+    """k with z = sigmoid(k), from minGRU's (k,) or minLSTM's (f, i): z = sigmoid(i) / (sigmoid(f) + sigmoid(i))."""
     if len(gates) == 1:
         return gates[0]
     f, i = gates
     return softplus(-f) - softplus(-i)
 
 
-def _gates(k: Tensor) -> tuple[Tensor, Tensor]:
-    """z = sigmoid(k) and 1 - z, each in the form that keeps its digits: neither cancels, and z << 1 rounds once."""
+def _gates(gates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """z and 1 - z to the last digits: 1 - z is subtracted only where z is small."""
+    k = gate_logits(gates)
     z = torch.sigmoid(k)
     return z, torch.where(k < 0, 1 - z, torch.sigmoid(-k))
 
 
-def _gate_gradients(gates: tuple[Tensor, ...], grad_k: Tensor) -> tuple[Tensor, ...]:
-    if len(gates) == 1:
-        return (grad_k,)
-    f, i = gates
-    return -grad_k * torch.sigmoid(-f), grad_k * torch.sigmoid(-i)
+def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(h, h_last) of a scan: h (B, T, D) in the type of the inputs x, (a, b) or (projection,); h0 and h_last (B, D)."""
+    *gates, b = kind.split([part.to(compute_type(part)) for part in x])
+    if kind == Kind.LINEAR:
+        a = gates[0]
+    else:
+        z, a = _gates(gates)
+        b = z * g(b)
+    h = scan(a, b, h0)
+    return h.to(x[0].dtype, copy=True), h[:, -1].clone()
 
 
-def cell_forward(projection: Tensor, h0: Tensor | None, parts: int) -> tuple[Tensor, Tensor]:
-    """(h, h_last) of minGRU (2 parts) or minLSTM (3 parts); projection (B, T, parts * D), h0 (B, D)."""
-    *gates, c = projection.to(compute_type(projection)).chunk(parts, dim=-1)
-    z, a = _gates(_gate_logits(tuple(gates)))
-    candidate = torch.where(c >= 0, c + 0.5, torch.sigmoid(c))
-    h = scan(a, z * candidate, h0)
-    return h.to(projection.dtype, copy=True), h[:, -1].clone()
+def scan_backward(
+    kind: Kind,
+    x: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    h: Tensor,
+    h0: Tensor | None,
+    grad_h: Tensor,
+    grad_last: Tensor,
+) -> Tensor:
+    """Write the gradients of a and b, or of the projection, into `grads`, and return that of h0.
 
-
-def cell_backward(
-    projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor, parts: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the projection (one tensor, its shape and type) and of h0. Recomputes the gates."""
-    *gates, c = projection.to(compute_type(projection)).chunk(parts, dim=-1)
-    z, a = _gates(_gate_logits(tuple(gates)))
-    sigmoid_c = torch.sigmoid(c)
+    x is (a,) or (projection,): forward keeps nothing else but h, and the gates are computed again.
+    """
+    wide = x[0].to(compute_type(x[0]))
+    *gates, c = kind.split([wide])
+    z, a = (None, wide) if kind == Kind.LINEAR else _gates(gates)
     s = scan_adjoint(a, grad_h, grad_last)
-    candidate = torch.where(c >= 0, c + 0.5, sigmoid_c)
-    slope = torch.where(c >= 0, 1.0, sigmoid_c * (1 - sigmoid_c))
-    grad_k = s * (candidate - shift(h.to(s.dtype), h0)) * z * a
-    grads = (*_gate_gradients(tuple(gates), grad_k), s * z * slope)
-    return torch.cat(grads, dim=-1).to(projection.dtype), a[:, 0] * s[:, 0]
+    before = shift(h.to(s.dtype), h0)
+    if z is None:
+        values = [s * before, s]
+    else:
+        sigmoid_c = torch.sigmoid(c)
+        slope = torch.where(c >= 0, 1.0, sigmoid_c * (1 - sigmoid_c))
+        grad_k = s * (g(c) - before) * z * a
+        values = [grad_k, s * z * slope]
+        if kind == Kind.MINLSTM:
+            f, i = gates
+            values[:1] = -grad_k * torch.sigmoid(-f), grad_k * torch.sigmoid(-i)
+    for grad, value in zip(kind.split(grads), values, strict=True):
+        grad.copy_(value)
+    return a[:, 0] * s[:, 0]
+
+
+# ---------------------------------------------------------------- selective scan
 
 
 CHUNK = 32
-"""Steps of the selective scan whose states (B, CHUNK, N, D) are in memory at a time; selective.c has the same."""
+"""Steps of the selective scan whose states (B, CHUNK, N, D) are in memory at a time; the same as in selective.c."""
 
 
 def starts_shape(u: Tensor, A: Tensor) -> torch.Size:
-    """Of the states before every CHUNK-th step, kept for backward: (B, ceil(T / CHUNK), N, D)."""
+    """Shape of the states before every CHUNK-th step, which are kept for backward: (B, ceil(T / CHUNK), N, D)."""
     return torch.Size([u.shape[0], -(-u.shape[1] // CHUNK), *A.shape])
 
 
@@ -134,11 +175,10 @@ def _selective_states(dt: Tensor, A: Tensor, B: Tensor, x: Tensor, start: Tensor
     return a, scan(a.flatten(2), b.flatten(2), start.flatten(1)).view_as(a)
 
 
-def selective_forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, h_last, starts) of the selective scan; starts are the states that backward begins with again."""
-    starts, y = A.new_empty(starts_shape(u, A)), torch.empty_like(u, memory_format=torch.contiguous_format)
+def selective_forward(inputs: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, h_last, starts) of the scan of u, delta, A, B, C and skip; backward begins from the states in `starts`."""
+    u, delta, A, B, C, skip = inputs
+    starts, y = A.new_empty(starts_shape(u, A)), empty(u)
     h = A.new_zeros(starts[:, 0].shape) if h0 is None else h0
     for start, *chunk, y_k in zip(starts.unbind(1), *zip(*_chunks(u, delta, B, C, y), strict=True), strict=True):
         start.copy_(h)
@@ -151,18 +191,11 @@ def selective_forward(
 
 
 def selective_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor,
-    starts: Tensor,
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-) -> tuple[Tensor, ...]:
+    inputs: Sequence[Tensor], starts: Tensor, grad_y: Tensor, grad_last: Tensor | None
+) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, skip and h0, each in its tensor's type and shape."""
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C)]
+    u, delta, A, B, C, skip = inputs
+    grads = [empty(x) for x in (u, delta, B, C)]
     grad_A, grad_skip = torch.zeros_like(A), torch.zeros_like(skip)
     grad_h = torch.zeros_like(starts[:, 0]) if grad_last is None else grad_last
     chunks = _chunks(u, delta, B, C, grad_y, *grads)
@@ -171,7 +204,7 @@ def selective_backward(
         dt = softplus(delta_k)
         x = dt * u_k
         a, h = _selective_states(dt, A, B_k, x, start)
-        grad_b = grad_y_k[:, :, None] * C_k[..., None]  # what reaches h_t from y_t, and then all that reaches it
+        grad_b = grad_y_k[:, :, None] * C_k[..., None]  # the gradient of h_t from y_t, and then from all that follows
         grad_b = scan_adjoint(a.flatten(2), grad_b.flatten(2), grad_h.flatten(1)).view_as(a)
         grad_a = grad_b * shift(h, start) * a  # of dt A
         grad_x = (B_k[:, :, None] @ grad_b).squeeze(2)
@@ -188,4 +221,4 @@ def selective_backward(
         grad_skip += (grad_y_k * u_k).sum((0, 1))
         grad_h = a[:, 0] * grad_b[:, 0]
     grad_u, grad_delta, grad_B, grad_C = grads
-    return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_skip, grad_h
+    return [grad_u, grad_delta, grad_A, grad_B, grad_C, grad_skip, grad_h]

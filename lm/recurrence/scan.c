@@ -1,13 +1,13 @@
-/* h_t = a_t h_{t-1} + b_t on a CPU, forward and backward: the kernels behind cpu.py.
+/* h_t = a_t h_{t-1} + b_t on a CPU, forward and backward: the kernels that cpu.py calls.
  *
- * Three kinds differ only in where a and b come from:
- *     LINEAR   a, b       given
+ * There are three kinds of inputs:
+ *     LINEAR   a, b       as they are
  *     MINGRU   k, c       a = sigmoid(-k), b = sigmoid(k) g(c)
  *     MINLSTM  f, i, c    the same with k = softplus(-f) - softplus(-i)
  *
- * A call is cut into pieces (batch row, block of channels, chunk of time) that threads take from one queue: with many
- * more pieces than threads a core that is busy elsewhere delays little. Within a piece time is the outer loop and the
- * channels are the inner, vectorised one; everything is computed in float32, and nothing but h is kept for backward.
+ * A call is cut into pieces (batch row, block of channels, chunk of time) that threads take from one queue. There are
+ * many more pieces than threads, so that a core that is busy elsewhere delays little. Within a piece the outer loop runs
+ * over time, the inner, vectorised one over channels. All arithmetic is float32; only h is kept for backward.
  */
 #include "kernel.h"
 #ifdef __linux__
@@ -17,7 +17,7 @@
 enum { LINEAR, MINGRU, MINLSTM };
 enum {
     WIDTH = 512,     /* channels of a block, at most: its rows stay in the first-level cache */
-    MIN_WIDTH = 128, /* and at least, where there are as many: narrow columns of a wide tensor are slow to read */
+    MIN_WIDTH = 128, /* at least, if there are as many: narrow columns of a wide tensor are slow to read */
     MIN_CHUNK = 256, /* steps of a chunk, at least */
     PIECES = 8,      /* per thread, where the call is large enough */
     AHEAD = 4,       /* rows to prefetch: they are too far apart for the hardware to guess */
@@ -43,7 +43,7 @@ typedef struct {
 
 /* ---- memory ---- */
 
-/* The piece's part of row t; its part of the row that comes up soon is called into the cache. */
+/* The piece's part of row t. Its part of a row that will be needed soon is prefetched into the cache. */
 INLINE void *row(const call *c, view v, const piece *p, int64_t t) {
     char *here = at(v, c->type, p->b, t, p->d);
     const char *ahead = here + AHEAD * p->step * v.time * size_of(c->type);
@@ -61,9 +61,9 @@ INLINE output write_row(const call *c, view v, const piece *p, int64_t t, float 
 
 /* ---- gates ---- */
 
-/* What the gate logits become: keep = 1 - z, take = z, and for minLSTM the factors that carry the gradient of k on to
- * f and i, already times z(1 - z). Keep is computed on its own where 1 - z would cancel, and as 1 - z where z is small:
- * there its own rounding would be ten times larger, which cells that remember for thousands of steps do feel. */
+/* The gate values: keep = 1 - z, take = z, and for minLSTM dk/df and dk/di times z (1 - z). Where 1 - z would cancel,
+ * keep is computed by itself. Where z is small, keep is 1 - z: computed by itself, its rounding error would be ten times
+ * larger, and cells that remember for thousands of steps would accumulate it. */
 typedef struct {
     float keep, take, to_f, to_i;
 } gate;
@@ -100,16 +100,16 @@ static void coefficients(const call *c, const piece *p, int64_t t, float *restri
     const int n = p->n;
     const float *x = read_row(c, c->input[0], p, t, buffer[0]), *y = read_row(c, c->input[1], p, t, buffer[1]);
     if (c->kind == LINEAR) {
-        LOOP { a[j] = x[j]; b[j] = y[j]; }
+        LOOP(n) { a[j] = x[j]; b[j] = y[j]; }
     } else if (c->kind == MINGRU) {
-        LOOP {
+        LOOP(n) {
             gate z = mingru_gate(x[j]);
             a[j] = z.keep;
             b[j] = z.take * g(y[j]).value;
         }
     } else {
         const float *w = read_row(c, c->input[2], p, t, buffer[2]);
-        LOOP {
+        LOOP(n) {
             gate z = minlstm_gate(x[j], y[j]);
             a[j] = z.keep;
             b[j] = z.take * g(w[j]).value;
@@ -122,7 +122,7 @@ static void forward_row(const call *c, const piece *p, int64_t t, float *restric
     const int n = p->n;
     coefficients(c, p, t, a, b);
     output h = write_row(c, c->h, p, t, buffer);
-    LOOP h.values[j] = state[j] = a[j] * state[j] + b[j];
+    LOOP(n) h.values[j] = state[j] = a[j] * state[j] + b[j];
     store(c->type, h, n);
 }
 
@@ -142,14 +142,14 @@ static void backward_row(const call *c, const piece *p, int64_t t, float *restri
     const float *previous = t > 0 ? read_row(c, c->h, p, t - 1, previous_buffer)
                             : c->h0 ? c->h0 + p->b * c->D + p->d : zero;
     if (c->kind == LINEAR) {
-        LOOP {
+        LOOP(n) {
             float s = grad_h[j] + state[j];
             state[j] = x[0][j] * s;
             dx[0][j] = previous[j] * s;
             dx[1][j] = s;
         }
     } else if (c->kind == MINGRU) {
-        LOOP {
+        LOOP(n) {
             gate z = mingru_gate(x[0][j]);
             candidate v = g(x[1][j]);
             float s = grad_h[j] + state[j];
@@ -158,7 +158,7 @@ static void backward_row(const call *c, const piece *p, int64_t t, float *restri
             dx[1][j] = s * z.take * v.slope;
         }
     } else {
-        LOOP {
+        LOOP(n) {
             gate z = minlstm_gate(x[0][j], x[1][j]);
             candidate v = g(x[2][j]);
             float s = grad_h[j] + state[j], w = s * (v.value - previous[j]);
@@ -173,7 +173,7 @@ static void backward_row(const call *c, const piece *p, int64_t t, float *restri
 
 /* ---- pieces ---- */
 
-/* Carries the state through a piece, row by row, and writes the rows. */
+/* Computes the rows of a piece. `state` is the entering state before and the leaving state after. */
 static void advance(const call *c, const piece *p, float *state) {
     if (c->backward)
         for (int64_t i = 0; i < p->steps; i++) backward_row(c, p, p->t - i, state);
@@ -185,22 +185,22 @@ INLINE piece reversed(piece p) {
     return (piece){p.b, p.d, p.t + (p.steps - 1) * p.step, p.steps, -p.step, p.n};
 }
 
-/* What a piece does to a state that passes through it: state -> product * state + sum.
+/* The map from the state that enters a piece to the state that leaves it: state -> product * state + sum.
  *
- * Walks from where the state leaves to where it enters, so that it may stop once what is left to enter has decayed to
- * nothing: as a rule after some hundred steps, and only a cell that forgets nothing reads the whole piece. */
+ * Goes from the piece's last step to its first, and stops when the product has decayed to zero, usually after some
+ * hundred steps: only a cell that forgets nothing needs the whole piece. */
 static void summarise(const call *c, const piece *passed, float *restrict product, float *restrict sum) {
     const piece back = reversed(*passed), *p = &back;
     float a[WIDTH], b[WIDTH], buffer[WIDTH];
     const int n = p->n;
     float left = 1.0f;
-    LOOP { product[j] = 1.0f; sum[j] = 0.0f; }
+    LOOP(n) { product[j] = 1.0f; sum[j] = 0.0f; }
     for (int64_t i = 0; i < p->steps && left > 0.0f; i++) {
         int64_t t = p->t + i * p->step;
         coefficients(c, p, t, a, b);
         if (c->backward) { /* s_t = grad_t + state, and a_t s_t leaves */
             const float *grad_h = read_row(c, c->grad_h, p, t, buffer);
-            LOOP b[j] = a[j] * grad_h[j];
+            LOOP(n) b[j] = a[j] * grad_h[j];
         }
         left = 0.0f;
         _Pragma("omp simd reduction(max : left)") for (int j = 0; j < n; j++) {
@@ -218,7 +218,7 @@ typedef struct {
     int64_t blocks, chunks, pieces;
 } plan;
 
-/* Enough pieces for the threads: first by batch row, then by channels, at last by time, which costs a second look. */
+/* Enough pieces for the threads: cut by batch row, then by channels, last by time, where pieces are read twice. */
 static plan cut(const call *c) {
     int64_t wanted = c->threads > 1 ? PIECES * c->threads : 1, fewest = (c->D + WIDTH - 1) / WIDTH;
     int64_t blocks = clamp((wanted + c->B - 1) / c->B, fewest, clamp(c->D / MIN_WIDTH, fewest, c->D));
@@ -235,6 +235,22 @@ static piece choose(const call *c, const plan *s, int64_t i, int64_t *chunk) {
     int64_t start = order * c->T / s->chunks, stop = (order + 1) * c->T / s->chunks;
     piece p = {b, from, start, stop - start, 1, to - from};
     return c->backward ? reversed(p) : p;
+}
+
+/* A summary stops where nothing of the entering state is left, so that it can miss a NaN or an infinity before that
+ * place. Every chunk that such a state enters is walked again from it. */
+static void repair(const call *c, const plan *s, float *state) {
+    const int64_t width = c->B * c->D;
+    for (int64_t i = c->B * s->blocks; i < s->pieces; i++) {
+        int64_t chunk;
+        piece p = choose(c, s, i, &chunk);
+        float *leaving = state + chunk * width + p.b * c->D + p.d, *entering = leaving - width;
+        int finite = 1;
+        for (int j = 0; j < p.n; j++) finite &= absolute(entering[j]) <= FLT_MAX;
+        if (finite) continue;
+        memcpy(leaving, entering, p.n * sizeof(float));
+        advance(c, &p, leaving);
+    }
 }
 
 /* Returns 0, or 1 when there is no memory. */
@@ -262,16 +278,16 @@ int scan(const call *c) {
         for (int64_t i = 0; i < s.pieces; i++) {
             int64_t chunk;
             piece p = choose(c, &s, i, &chunk);
-            float *entering = state + chunk * width + p.b * c->D + p.d;
-            advance(c, &p, entering);
-            if (chunk == s.chunks - 1) memcpy(c->last + p.b * c->D + p.d, entering, p.n * sizeof(float));
+            advance(c, &p, state + chunk * width + p.b * c->D + p.d);
         }
     }
+    repair(c, &s, state);
+    memcpy(c->last, state + (s.chunks - 1) * width, width * sizeof(float));
     free(state);
     return 0;
 }
 
-/* Ask for huge pages before fresh memory is written: faulting it in page by page costs as much as the scan. */
+/* Ask for huge pages before new memory is written: page faults of small pages take as long as the scan. */
 void expect(char *data, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     const uintptr_t page = 1 << 21, address = (uintptr_t)data;

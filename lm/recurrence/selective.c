@@ -61,11 +61,6 @@ INLINE float softplus(float x) {
     return maximum(x, 0.0f) + s * p;
 }
 
-INLINE float sigmoid(float x) {
-    float e = exp_negative(-absolute(x)), r = 1.0f / (1.0f + e);
-    return x >= 0 ? r : e * r;
-}
-
 /* ---- blocks of state: N rows of WIDTH floats ---- */
 
 static void gather(float *restrict block, const float *data, int64_t stride, int64_t N, int n) {
@@ -97,7 +92,7 @@ INLINE void prepare(const call *c, const piece *p, int64_t t, float *restrict dt
     const int n = p->n;
     const float *u = read(c->type, at(c->u, c->type, p->b, t, p->d), n, u_buffer);
     const float *delta = read(c->type, at(c->delta, c->type, p->b, t, p->d), n, delta_buffer);
-    LOOP {
+    LOOP(n) {
         dt[j] = softplus(delta[j]);
         x[j] = dt[j] * u[j];
     }
@@ -113,10 +108,10 @@ INLINE void forward_row(const call *c, const piece *p, int64_t t, const float *r
     const float *skip = c->skip + p->d;
     output y = open_row(c->type, at(c->y, c->type, p->b, t, p->d), y_buffer);
     prepare(c, p, t, dt, x);
-    LOOP y.values[j] = skip[j] * u[j];
+    LOOP(n) y.values[j] = skip[j] * u[j];
     for (int i = 0; i < N; i++, A += WIDTH, h += WIDTH) {
         const float b_i = b[i], c_i = read_out[i];
-        LOOP {
+        LOOP(n) {
             h[j] = exp_negative(dt[j] * A[j]) * h[j] + x[j] * b_i;
             y.values[j] += c_i * h[j];
         }
@@ -132,7 +127,7 @@ INLINE void repeat_row(const call *c, const piece *p, int64_t t, const float *re
     const float *b = read(c->type, at(c->b, c->type, p->b, t, 0), N, shared);
     for (int i = 0; i < N; i++, A += WIDTH, previous += WIDTH, h += WIDTH, decay += WIDTH) {
         const float b_i = b[i];
-        LOOP {
+        LOOP(n) {
             decay[j] = exp_negative(dt[j] * A[j]);
             h[j] = decay[j] * previous[j] + x[j] * b_i;
         }
@@ -159,7 +154,7 @@ INLINE void backward_row(const call *c, const sums *total, const piece *p, int64
     const float *dy = read(type, at(c->y, type, p->b, t, p->d), n, y_buffer);
     const float *dt = w->dt + k * WIDTH, *x = w->x + k * WIDTH, *skip = c->skip + p->d;
     const int64_t sum = ((p->block * c->B + p->b) * c->T + t) * N;
-    LOOP dx[j] = ddt[j] = 0.0f;
+    LOOP(n) dx[j] = ddt[j] = 0.0f;
     for (int i = 0; i < N; i++) {
         const float *previous = w->h + k * size + i * WIDTH, *h = previous + size, *A = w->A + i * WIDTH;
         const float *decay = w->decay + k * size + i * WIDTH;
@@ -180,7 +175,7 @@ INLINE void backward_row(const call *c, const sums *total, const piece *p, int64
     }
     output du = open_row(type, at(c->grad_u, type, p->b, t, p->d), du_buffer);
     output ddelta = open_row(type, at(c->grad_delta, type, p->b, t, p->d), ddelta_buffer);
-    LOOP {
+    LOOP(n) {
         du.values[j] = dx[j] * dt[j] + skip[j] * dy[j];
         ddelta.values[j] = (dx[j] * u[j] + ddt[j]) * sigmoid(delta[j]);
         w->grad_skip[j] += dy[j] * u[j];
@@ -243,7 +238,7 @@ INLINE void work(const call *c, const sums *total, piece p, float *memory) {
 static void add_up(float *restrict rows, int64_t count, int64_t stride, int n) {
     for (int64_t i = 1; i < count; i++) {
         const float *row = rows + i * stride;
-        LOOP rows[j] += row[j];
+        LOOP(n) rows[j] += row[j];
     }
 }
 
