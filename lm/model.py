@@ -1,7 +1,7 @@
 """The language model: embedding, pre-norm residual blocks, final norm, head. Plain nn.Module, no Lightning.
 
-Model, block and mixer share three methods: `init_state(batch)`, `forward(x, state)` for sequences, `step(x, state)`
-for one character.
+Model, block and mixer have the same three methods: `init_state(batch)`, `forward(x, state)` for sequences, and
+`step(x, state)` for one character.
 """
 
 import inspect
@@ -39,7 +39,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Two residual lines: a mixer over time and, unless `mlp` is none, an MLP over channels, each behind a norm."""
+    """Two residual branches, each after a norm: a mixer over time and, unless `mlp` is none, an MLP over channels."""
 
     def __init__(self, mixer: Mixer, config: ModelConfig) -> None:
         super().__init__()
@@ -79,18 +79,18 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.dropout = nn.Dropout(config.dropout)
         blocks = [Block(mixer, config) for mixer in make_mixers(config)]
-        self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # what mypy should know of its items
+        self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # for mypy
         self.norm = nn.RMSNorm(config.width)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Matrices at 1 / sqrt(fan-in), those that write to the residual stream less by 1 / sqrt(2 layers) (GPT-2).
+        """Standard deviation 1 / sqrt(fan-in); times 1 / sqrt(2 layers) for outputs of residual branches (GPT-2).
 
-        The head starts at zero: the first loss is ln(vocabulary), whatever the rest.
+        The head starts at zero, so that the first loss is ln(vocabulary).
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and not name.endswith(".dt"):  # Mamba's step sizes have their own
+            if isinstance(module, nn.Linear) and not name.endswith(".dt"):  # Mamba initialises its own
                 writes = name.endswith((".down", ".output"))
                 std = module.in_features**-0.5 * ((2 * len(self.blocks)) ** -0.5 if writes else 1.0)
                 nn.init.normal_(module.weight, std=std)
@@ -121,7 +121,7 @@ class LanguageModel(nn.Module):
 
     @property
     def parameters_total(self) -> int:
-        """Number of trainable numbers."""
+        """The number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def flops(self, context: int) -> float:
@@ -132,15 +132,14 @@ class LanguageModel(nn.Module):
 
 
 def make_mixers(config: ModelConfig) -> list[Mixer]:
-    """One mixer per layer; each option goes to the mixers whose constructor has it, and must find one."""
+    """One mixer per layer; each option goes to the mixers that have it. Raises UserError for one that no mixer has."""
     names = [config.mixer] * config.layers if isinstance(config.mixer, str) else config.mixer
     given = {name: value for name, value in vars(config.options).items() if value is not None}
     accepted = {name: inspect.signature(MIXERS[name]).parameters for name in names}
     for option in given:
         if not any(option in parameters for parameters in accepted.values()):
             raise UserError(f"model.options.{option} is not an option of {' or '.join(sorted(set(names)))}")
-    make = {name: {o: v for o, v in given.items() if o in accepted[name]} for name in accepted}
     try:
-        return [MIXERS[name](config.width, **make[name]) for name in names]
+        return [MIXERS[name](config.width, **{o: v for o, v in given.items() if o in accepted[name]}) for name in names]
     except ValueError as error:
         raise UserError(str(error)) from None

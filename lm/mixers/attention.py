@@ -1,7 +1,7 @@
 """Causal self-attention with rotary positions: the mixer of the Transformer baseline.
 
-Each position sees itself and the `window - 1` positions before it. Keys are stored already rotated by their absolute
-position; the product of two rotations depends on their distance alone (RoFormer, arXiv 2104.09864).
+Each position attends to itself and the `window - 1` positions before it. Keys are stored after their rotation by the
+absolute position: the product of two rotations depends on their distance alone (RoFormer, arXiv 2104.09864).
 """
 
 import torch
@@ -11,14 +11,16 @@ from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 from lm.mixers.base import Mixer, State
 
 
-def rotation(position: Tensor, N: int, dtype: torch.dtype) -> Tensor:
-    """Cosine and sine (2, B, T, 1, N / 2) of each position (B, T) times each channel pair's frequency.
+def rotation(position: Tensor, x: Tensor) -> Tensor:
+    """Cosine and sine (2, B, T, 1, N / 2) of each position (B, T) times each channel pair's frequency, for x (..., N).
 
-    Angles are formed in float64: float32 would be off by 0.06 rad after a million characters.
+    Angles are float64: float32 would be off by 0.06 rad after a million characters. They are computed on the CPU, as
+    Apple's GPUs have no float64. The result has x's type and device.
     """
-    frequency = 10000.0 ** (-torch.arange(0, N, 2, device=position.device, dtype=torch.float64) / N)
-    angle = position.to(torch.float64)[:, :, None, None] * frequency
-    return torch.stack([angle.cos(), angle.sin()]).to(dtype)
+    N = x.shape[-1]
+    frequency = 10000.0 ** (-torch.arange(0, N, 2, dtype=torch.float64, device="cpu") / N)
+    angle = position.cpu().double()[:, :, None, None] * frequency
+    return torch.stack([angle.cos(), angle.sin()]).to(x.dtype).to(x.device)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -34,10 +36,10 @@ class Attention(Mixer):
     Args:
         width: channels of input and output, D.
         heads: number of heads H, each of N = D / H channels, N even; 0 means about width / 32.
-        window: how many positions a query sees, itself included. train.py sets it to the context by default.
+        window: how many positions a query attends to, its own included. Training sets it to the context by default.
 
     The state is the last `window` keys and values, (B, window, H, N) each, and the position (B,) of the next
-    character; slots from before the beginning are masked.
+    character. Slots before the first position are masked.
     """
 
     def __init__(self, width: int, heads: int = 0, window: int = 256) -> None:
@@ -62,7 +64,7 @@ class Attention(Mixer):
             return self._attend(x, None)
         state = self.init_state(x.shape[0]) if state is None else state
         outputs = []
-        for chunk in x.split(self.window, dim=1):  # keeps the mask at window x 2 window, however long x is
+        for chunk in x.split(self.window, dim=1):  # bounds the mask at window x 2 window
             y, state = self._attend(chunk, state)
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
@@ -72,11 +74,11 @@ class Attention(Mixer):
         return super().flops(context) + 4.0 * seen * self.output.weight.shape[0]
 
     def _attend(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """One chunk of at most `window` positions, after the cached ones."""
+        """Attention of at most `window` positions to themselves and the cached ones."""
         B, T, D = x.shape
         q, k, v = self.query_key_value(x).view(B, T, 3 * self.heads, -1).chunk(3, dim=2)  # (B, T, H, N)
-        first = torch.zeros(1, dtype=torch.int64, device=x.device) if state is None else state[2]
-        angles = rotation(first[:, None] + torch.arange(T, device=x.device), q.shape[-1], q.dtype)
+        first = torch.zeros(1, dtype=torch.int64, device="cpu") if state is None else state[2]
+        angles = rotation(first[:, None] + torch.arange(T, device=first.device), q)
         q, k = (
             rotate(rms_norm(x, scale.shape, scale.to(x.dtype)), angles)  # normalised: logits stay bounded
             for x, scale in ((q, self.query_scale), (k, self.key_scale))
@@ -89,10 +91,10 @@ class Attention(Mixer):
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None
         )
         y = self.output(y.transpose(1, 2).reshape(B, T, D))
-        return y, (self._newest(k), self._newest(v), (first + T).expand(B))
+        return y, (self._newest(k), self._newest(v), (first + T).to(x.device).expand(B))
 
     def _mask(self, first: Tensor, T: int) -> Tensor:
-        """Which of the `window` cached and T new keys each of the T queries sees: (B, 1, T, window + T)."""
+        """Which of the `window` cached and T new keys each of the T queries attends to: (B, 1, T, window + T)."""
         W = self.window
         query = torch.arange(W, W + T, device=first.device)[:, None]
         key = torch.arange(W + T, device=first.device)

@@ -1,17 +1,18 @@
 """The interface of a mixer, the part of a block that moves information through time.
 
-To add one: a class here-shaped in a file of its own, its name in `lm.mixers.MIXERS` and in `lm.config.MixerName`.
+To add a mixer, write a subclass in a file of its own, and add its name to `lm.mixers.MIXERS` and to
+`lm.config.options.MixerName`.
 """
 
 import torch
 from torch import Tensor, nn
 
 State = tuple[Tensor, ...]
-"""What a mixer must remember: batch-first real tensors, opaque outside the mixer that made them."""
+"""The state of a mixer: real tensors with the batch first. Only the mixer that made it knows what they mean."""
 
 
 class Mixer(nn.Module):
-    """Maps (B, T, D) to (B, T, D), causally. The state goes in and comes out; it is never kept on the module."""
+    """Maps (B, T, D) to (B, T, D), causally. The state is an argument and a result, never kept on the module."""
 
     def init_state(self, batch: int) -> State:
         """The state before the first character, for so many sequences."""
@@ -32,15 +33,15 @@ class Mixer(nn.Module):
 
 
 class CausalConvolution(nn.Module):
-    """A short depth-wise convolution that sees the present and the `size - 1` inputs before it.
+    """A short depth-wise convolution over the present input and the `size - 1` inputs before it.
 
-    The state is those last inputs, (B, size - 1, D). Starts as the identity plus a little of the past.
+    The state is those last inputs, (B, size - 1, D). The initial weights are the identity plus a little noise.
     """
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
         self.size = size
-        self.weight = nn.Parameter(torch.empty(size, width).normal_(std=0.1))  # row `size - 1` is the present
+        self.weight = nn.Parameter(torch.empty(size, width).normal_(std=0.1))  # the last row is for the present
         self.bias = nn.Parameter(torch.zeros(width))
         with torch.no_grad():
             self.weight[-1] += 1.0

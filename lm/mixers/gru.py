@@ -3,14 +3,15 @@
     r_t = sigmoid(W_r x_t + U_r h_{t-1})      n_t = tanh(W_n x_t + r_t * (U_n h_{t-1}))
     z_t = sigmoid(W_z x_t + U_z h_{t-1})      h_t = (1 - z_t) n_t + z_t h_{t-1}
 
-Every gate waits for the previous state, so that time cannot be computed in parallel. `GRU` is the fastest there is
-(torch.nn.GRU: one call, cuDNN on a GPU), `GRUReference` the step-by-step cell that the paper timed minGRU against.
+The gates depend on the previous state, so that the steps cannot be computed in parallel. `GRU` is the fastest
+implementation (torch.nn.GRU: one call, cuDNN on a GPU), `GRUReference` the step-by-step cell of the paper's timings.
 """
 
 import torch
 from torch import Tensor, nn
 
 from lm.mixers.base import Mixer, State
+from lm.recurrence.portable import compute_type, widen
 
 
 class GRU(Mixer):
@@ -19,10 +20,10 @@ class GRU(Mixer):
     Args:
         width: channels of input and output, D.
         expansion: the hidden state has H = `expansion * width` channels, projected down again unless that is 1.
-        gate_bias: initial bias of the gate that lets the past through.
+        gate_bias: initial bias of the gate that keeps the past.
 
-    The state is (h,), float32 (B, H). The whole cell computes in the type of its weights: under autocast torch would
-    keep h between steps in half precision, where a slow gate moves nothing. cuDNN's half kernels are faster.
+    The state is (h,), float32 (B, H), or float64 in a float64 model. The cell computes in the type of its weights:
+    under autocast torch would keep h between steps in half precision, which rounds a slow gate's updates away.
     """
 
     gates = 3
@@ -37,15 +38,16 @@ class GRU(Mixer):
             bias[self.hidden : 2 * self.hidden] = gate_bias  # of the GRU's z, the LSTM's f
 
     def make_cell(self, width: int) -> Tensor:
-        """Make and initialise the cell's weights. Returns the bias of its gates (gates * H,), zero so far."""
+        """Create and initialise the cell. Returns the bias of its gates (gates * H,), which is zero so far."""
         self.cell = self.kind(width, self.hidden, batch_first=True)
         for name, p in self.cell.named_parameters():
-            # As the model starts every other matrix; torch's own scale is smaller, and the same for W and U.
+            # As the model initialises every other matrix; torch's own scale is smaller, and equal for W and U.
             nn.init.normal_(p, std=p.shape[-1] ** -0.5) if name.startswith("weight") else nn.init.zeros_(p)
         return self.cell.get_parameter("bias_ih_l0")
 
     def init_state(self, batch: int) -> State:
-        return (torch.zeros(batch, self.hidden, device=next(self.parameters()).device),)
+        weight = next(self.parameters())
+        return (weight.new_zeros(batch, self.hidden, dtype=compute_type(weight)),)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         dtype = next(self.cell.parameters()).dtype
@@ -53,11 +55,11 @@ class GRU(Mixer):
         first = tuple(part[None].to(dtype) for part in state)
         with torch.autocast(x.device.type, enabled=False):
             h, last = self.cell(x.to(dtype), first if len(first) > 1 else first[0])  # the LSTM's has two parts
-        return self.down(h.to(x.dtype)), tuple(part[0].float() for part in (last if len(first) > 1 else (last,)))
+        return self.down(h.to(x.dtype)), tuple(widen(part[0]) for part in (last if len(first) > 1 else (last,)))
 
 
 class GRUReference(GRU):
-    """The same function as `GRU`, one step at a time. The layout of its weights is that of torch.nn.GRU."""
+    """The same function as `GRU`, one step at a time, with weights laid out as in torch.nn.GRU."""
 
     def make_cell(self, width: int) -> Tensor:
         self.input = nn.Linear(width, self.gates * self.hidden)
@@ -81,7 +83,7 @@ class GRUReference(GRU):
     def cell_step(self, x: Tensor, state: State) -> State:
         """The next state from x (B, D) and the state; the output h is its first tensor."""
         (h,) = state
-        r, z, n = self.input(x).float().chunk(3, dim=-1)
-        r_h, z_h, n_h = self.recurrent(h.to(x.dtype)).float().chunk(3, dim=-1)
+        r, z, n = widen(self.input(x)).chunk(3, dim=-1)
+        r_h, z_h, n_h = widen(self.recurrent(h.to(x.dtype))).chunk(3, dim=-1)
         n = torch.tanh(n + torch.sigmoid(r + r_h) * n_h)
-        return (torch.lerp(n, h, torch.sigmoid(z + z_h)),)
+        return (torch.lerp(n, h.to(n.dtype), torch.sigmoid(z + z_h)),)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from lm.mixers.base import State
 from lm.mixers.gru import GRU, GRUReference
+from lm.recurrence.portable import widen
 
 
 class LSTM(GRU):
-    """torch.nn.LSTM [-> down-projection]. Arguments as in `GRU`; the state is (h, c), float32 (B, H) each.
+    """torch.nn.LSTM [-> down-projection]. Arguments as in `GRU`; the state is (h, c), each as the state of `GRU`.
 
-    The forget gate starts at a bias of 1, without which an LSTM learns long dependences late (R. Jozefowicz et
-    al., 2015).
+    The forget gate's bias starts at 1: at 0, an LSTM learns long dependences late (R. Jozefowicz et al., 2015).
     """
 
     gates = 4
@@ -30,10 +30,10 @@ class LSTM(GRU):
 
 
 class LSTMReference(GRUReference, LSTM):
-    """The same function as `LSTM`, one step at a time. The layout of its weights is that of torch.nn.LSTM."""
+    """The same function as `LSTM`, one step at a time, with weights laid out as in torch.nn.LSTM."""
 
     def cell_step(self, x: Tensor, state: State) -> State:
         h, c = state
-        i, f, g, o = (self.input(x).float() + self.recurrent(h.to(x.dtype)).float()).chunk(4, dim=-1)
+        i, f, g, o = (widen(self.input(x)) + widen(self.recurrent(h.to(x.dtype)))).chunk(4, dim=-1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c

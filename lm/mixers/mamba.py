@@ -14,6 +14,7 @@ from torch.nn.functional import silu, softplus
 
 from lm.mixers.base import CausalConvolution, Mixer, State
 from lm.recurrence import selective_scan
+from lm.recurrence.portable import compute_type, widen
 
 
 class Mamba(Mixer):
@@ -25,7 +26,7 @@ class Mamba(Mixer):
         convolution: size of the causal depth-wise convolution; 0 for none.
         d_state: numbers N of each channel's state.
 
-    The state is (h,), or (h, past) with a convolution; h is float32 (B, N, E).
+    The state is (h,), or (h, past) with a convolution; h (B, N, E) is float32, or float64 in a float64 model.
     """
 
     def __init__(self, width: int, expansion: float = 2.0, convolution: int = 4, d_state: int = 16) -> None:
@@ -52,7 +53,7 @@ class Mamba(Mixer):
             nn.init.uniform_(self.convolution.weight, -bound, bound)
 
     def init_state(self, batch: int) -> State:
-        h = torch.zeros(batch, self.d_state, self.inner, device=self.A_log.device)
+        h = self.A_log.new_zeros(batch, *self.A_log.shape, dtype=compute_type(self.A_log))
         return (h,) if self.convolution is None else (h, self.convolution.init_state(batch))
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -72,17 +73,17 @@ class Mamba(Mixer):
             y, past[0] = self.convolution(u[:, None], past[0])
             u = y[:, 0]
         u = silu(u)
-        delta, B, C = (v.float() for v in self.select(u))
+        delta, B, C = map(widen, self.select(u))
         dt = softplus(delta)
         h = torch.exp(dt[:, None] * -self.A_log.exp()) * h + B[..., None] * (dt * u)[:, None]
         y = torch.addcmul((C[..., None] * h).sum(-2), u, self.skip).to(x.dtype) * silu(gate)
         return self.output(y), (h, *past)
 
     def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What depends on the input u (..., E): delta (..., E), the step sizes before softplus, B and C (..., N)."""
+        """The input-dependent parts, for u (..., E): step sizes before softplus delta (..., E), B and C (..., N)."""
         dt, B, C = self.selection(u).split([self.rank, self.d_state, self.d_state], dim=-1)
         return self.dt(dt), B, C
 
     def flops(self, context: int) -> float:
-        """Of each of the N * E numbers of state: 2 (counted as A_log's) for exp(dt A), 1 for B, 2 for h, 2 for C."""
+        """Adds, for each of the N * E numbers of state: 1 for B, 2 for h, 2 for C; 2 for exp(dt A) count as A_log's."""
         return super().flops(context) + 5.0 * self.A_log.numel()

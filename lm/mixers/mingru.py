@@ -2,7 +2,7 @@
 
     z_t = sigmoid(W_z x_t)      h~_t = W_h x_t      h_t = (1 - z_t) h_{t-1} + z_t g(h~_t)
 
-One projection makes gate logits and candidates for all steps at once; `lm.recurrence` does the rest.
+One projection computes gate logits and candidates for all steps at once; `lm.recurrence` computes the states.
 """
 
 import torch
@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 from lm.mixers.base import CausalConvolution, Mixer, State
 from lm.recurrence import mingru_scan
-
-
-def g(x: Tensor) -> Tensor:
-    """The paper's activation of the candidate: x + 0.5 for x >= 0, else sigmoid(x). Any shape."""
-    return torch.where(x >= 0, x + 0.5, torch.sigmoid(x))
+from lm.recurrence.portable import compute_type, g, gate_logits, widen
 
 
 class MinGRU(Mixer):
@@ -24,9 +20,9 @@ class MinGRU(Mixer):
         width: channels of input and output, D.
         expansion: the hidden state has `expansion * width` channels, and is projected down again unless that is 1.
         convolution: size of a causal depth-wise convolution before the cell; 0 for none.
-        gate_bias: initial bias of the gate that lets the past through. Each +1 multiplies the odds of keeping it by e.
+        gate_bias: initial bias of the gates towards keeping the past. Each +1 multiplies the odds of keeping it by e.
 
-    The state is (h,), or (h, past) with a convolution; h is float32 (B, expansion * D).
+    The state is (h,), or (h, past) with a convolution; h (B, expansion * D) is float32, or float64 in a float64 model.
     """
 
     gates = 1
@@ -43,15 +39,12 @@ class MinGRU(Mixer):
 
     @torch.no_grad()
     def bias_gates(self, bias: float) -> None:
-        """Let the gates start with a preference for the past: a negative logit of the update gate z."""
+        """Lower the logit of the update gate z, the share of the new candidate."""
         self.projection.bias[: self.hidden] = -bias
 
-    def gate(self, logits: tuple[Tensor, ...]) -> Tensor:
-        """z_t, the share of the new candidate, from the gate logits."""
-        return torch.sigmoid(logits[0])
-
     def init_state(self, batch: int) -> State:
-        h = torch.zeros(batch, self.hidden, device=self.projection.weight.device)
+        weight = self.projection.weight
+        h = weight.new_zeros(batch, self.hidden, dtype=compute_type(weight))
         return (h,) if self.convolution is None else (h, self.convolution.init_state(batch))
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -68,6 +61,6 @@ class MinGRU(Mixer):
         if self.convolution is not None:
             y, past[0] = self.convolution(x[:, None], past[0])
             x = y[:, 0]
-        *logits, candidate = self.projection(x).float().chunk(self.gates + 1, dim=-1)
-        h = torch.lerp(h, g(candidate), self.gate(tuple(logits)))
+        *logits, candidate = widen(self.projection(x)).chunk(self.gates + 1, dim=-1)
+        h = torch.lerp(h.to(candidate.dtype), g(candidate), torch.sigmoid(gate_logits(logits)))
         return self.down(h.to(x.dtype)), (h, *past)

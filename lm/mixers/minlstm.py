@@ -6,8 +6,6 @@ With both gates normalised to f' + i' = 1 it is a minGRU whose gate has the logi
 """
 
 import torch
-from torch import Tensor
-from torch.nn.functional import softplus
 
 from lm.mixers.mingru import MinGRU
 from lm.recurrence import minlstm_scan
@@ -23,8 +21,3 @@ class MinLSTM(MinGRU):
     def bias_gates(self, bias: float) -> None:
         """Raise the forget gate's logit, as the paper's code does."""
         self.projection.bias[: self.hidden] = bias
-
-    def gate(self, logits: tuple[Tensor, ...]) -> Tensor:
-        """i' = i / (f + i), as a sigmoid so that neither gate can be lost to rounding."""
-        f, i = logits
-        return torch.sigmoid(softplus(-f) - softplus(-i))

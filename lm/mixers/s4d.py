@@ -2,8 +2,8 @@
 
     h_t = exp(dt A) h_{t-1} + u_t      y_t = 2 Re(C' h_t) + skip u_t      C' = C (exp(dt A) - 1) / A
 
-Every channel has N / 2 complex states, one of each conjugate pair; the input matrix B of the zero-order hold is folded
-into C. Nothing depends on the input, so that over a whole sequence y is a convolution of u with 2 Re(C' exp(dt A)^t).
+Every channel has N / 2 complex states, one of each conjugate pair; the input matrix B of the zero-order hold is part of
+C'. A and C' do not depend on the input: over a whole sequence, y is a convolution of u with 2 Re(C' exp(dt A)^t).
 """
 
 import math
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from lm.mixers.base import Mixer, State
+from lm.recurrence.portable import compute_type, widen
 
 CHUNK = 512
-"""Steps that one FFT takes in; longer sequences carry the state from chunk to chunk, in constant memory."""
+"""Steps of one FFT. Longer sequences carry the state from chunk to chunk, in constant memory."""
 
 
 class S4D(Mixer):
@@ -25,7 +26,7 @@ class S4D(Mixer):
         width: channels of input and output, D.
         d_state: real numbers N of each channel's state, even.
 
-    The state is (h,), float32 (B, D, N): N / 2 real parts, then N / 2 imaginary parts.
+    The state is (h,), float32 (B, D, N), or float64 in a float64 model: N / 2 real parts, then N / 2 imaginary parts.
     """
 
     def __init__(self, width: int, d_state: int = 64) -> None:
@@ -41,11 +42,11 @@ class S4D(Mixer):
         self.output = nn.Linear(width, 2 * width)
 
     def init_state(self, batch: int) -> State:
-        return (torch.zeros(batch, *self.C.shape, device=self.C.device),)
+        return (self.C.new_zeros(batch, *self.C.shape, dtype=compute_type(self.C)),)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         (h,) = self.init_state(x.shape[0]) if state is None else state
-        u = x.float().permute(2, 0, 1)  # (D, B, T): every product below is one per channel
+        u = widen(x).permute(2, 0, 1)  # (D, B, T): every product below is one per channel
         h = to_complex(h.transpose(0, 1))  # (D, B, N / 2)
         with torch.autocast(x.device.type, enabled=False):
             a, C = self.discretise()
@@ -62,22 +63,22 @@ class S4D(Mixer):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         a, C = self.discretise()
-        h = a * to_complex(state[0]) + x.float()[..., None]
+        h = a * to_complex(state[0]) + widen(x)[..., None]
         return self.mix(x, 2 * (C * h).real.sum(-1)), (to_real(h, dim=-1),)
 
     def discretise(self) -> tuple[Tensor, Tensor]:
         """exp(dt A) and C', complex (D, N / 2)."""
-        A = torch.complex(-self.A_real_log.float().exp(), self.A_imag.float())
-        change = torch.expm1(self.log_dt.float().exp()[:, None] * A)  # exp(dt A) - 1, without its cancellation
-        return change + 1, to_complex(self.C.float()) * change / A
+        A = torch.complex(-widen(self.A_real_log).exp(), widen(self.A_imag))
+        change = torch.expm1(widen(self.log_dt).exp()[:, None] * A)  # exp(dt A) - 1, without its cancellation
+        return change + 1, to_complex(widen(self.C)) * change / A
 
     def mix(self, x: Tensor, y: Tensor) -> Tensor:
-        """What follows the state space; x the mixer's input, y what the states contribute, (..., D) each."""
+        """The layers after the state space: x is the mixer's input, y the output of the states, (..., D) each."""
         y = gelu(torch.addcmul(y, x, self.skip)).to(x.dtype)
         return glu(self.output(y), dim=-1)
 
     def flops(self, context: int) -> float:
-        """Per channel the FFT and its inverse, the spectra's product, and the last state; the kernel is shared."""
+        """Per channel the FFT and its inverse, the product of the spectra, and the last state; the kernel is shared."""
         per_channel = 10.0 * math.log2(2 * min(context, CHUNK)) + 6.0 + 2.0 * self.C.shape[1]
         return 2.0 * self.output.weight.numel() + per_channel * self.C.shape[0]
 
@@ -85,16 +86,18 @@ class S4D(Mixer):
 def powers(a: Tensor, T: int) -> Tensor:
     """a^0 ... a^T, complex (D, N / 2) -> (D, N / 2, T + 1), as the products of two short tables.
 
-    The powers of the rounded a, as `step` multiplies them up; exp(t dt A) would be off by t times a's rounding.
+    These are powers of the rounded a, as in `step`; exp(t dt A) would differ by t times a's rounding error. The tables
+    are computed on the CPU: Apple's GPUs have no float64.
     """
     K = math.isqrt(T) + 1
-    fine = _powers(a.to(torch.complex128), K)
-    coarse = _powers(fine[..., -1] * a, K)  # of a^K
-    return (coarse.to(a.dtype)[..., None] * fine.to(a.dtype)[..., None, :]).flatten(-2)[..., : T + 1]
+    fine = _powers(a.cpu().to(torch.complex128), K)
+    coarse = _powers(fine[..., -1] * a.cpu(), K)  # of a^K
+    fine, coarse = (table.to(a.dtype).to(a.device) for table in (fine, coarse))
+    return (coarse[..., None] * fine[..., None, :]).flatten(-2)[..., : T + 1]
 
 
 def _powers(a: Tensor, K: int) -> Tensor:
-    """a^0 ... a^(K - 1) by doubling, which costs log2 K bits: not for float32, nor for a large K."""
+    """a^0 ... a^(K - 1) by doubling, which loses log2 K bits: for complex128 and small K only."""
     table = torch.ones_like(a)[..., None]
     while table.shape[-1] < K:
         table = torch.cat([table, table * (table[..., -1] * a)[..., None]], dim=-1)
@@ -102,7 +105,7 @@ def _powers(a: Tensor, K: int) -> Tensor:
 
 
 def convolve(u: Tensor, kernel: Tensor) -> Tensor:
-    """The causal convolution of u (D, B, T) and kernel (D, 1, T), by an FFT long enough not to wrap around."""
+    """The causal convolution of u (D, B, T) and kernel (D, 1, T), by an FFT that is too long to wrap around."""
     n = 2 * u.shape[-1]
     return torch.fft.irfft(torch.fft.rfft(u, n) * torch.fft.rfft(kernel, n), n)[..., : u.shape[-1]]
 

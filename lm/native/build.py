@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.files import UserError, atomic_write, cache_folder
+from lm.files import UserError, atomic_write, cache_folder, remove_leftovers
 
 HEADERS = Path(__file__).parent
 
@@ -146,6 +146,7 @@ def _cache_folder() -> Path:
 
 
 def _compile(command: list[str], path: Path) -> None:
+    remove_leftovers(path.parent)
     with tempfile.TemporaryDirectory(prefix="char-lm-") as folder:
         output = Path(folder, path.name)
         done = subprocess.run([*command, "-o", output], capture_output=True, text=True)

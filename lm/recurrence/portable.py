@@ -34,6 +34,11 @@ def compute_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def widen(x: Tensor) -> Tensor:
+    """x in its `compute_type`."""
+    return x.to(compute_type(x))
+
+
 def rows(x: Tensor) -> Tensor:
     """x (B, T, D) with contiguous channels. Of an expanded tensor, such as sum's gradient, only one row is copied."""
     if x.stride(-1) == 1 or x.shape[-1] == 1:
@@ -109,7 +114,7 @@ def _gates(gates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
     """(h, h_last) of a scan: h (B, T, D) in the type of the inputs x, (a, b) or (projection,); h0 and h_last (B, D)."""
-    *gates, b = kind.split([part.to(compute_type(part)) for part in x])
+    *gates, b = kind.split([widen(part) for part in x])
     if kind == Kind.LINEAR:
         a = gates[0]
     else:
@@ -132,7 +137,7 @@ def scan_backward(
 
     x is (a,) or (projection,): forward keeps nothing else but h, and the gates are computed again.
     """
-    wide = x[0].to(compute_type(x[0]))
+    wide = widen(x[0])
     *gates, c = kind.split([wide])
     z, a = (None, wide) if kind == Kind.LINEAR else _gates(gates)
     s = scan_adjoint(a, grad_h, grad_last)
