@@ -1,4 +1,4 @@
-"""Command lines from options dataclasses: short help, and errors as one line with the nearest right name."""
+"""Command lines from options dataclasses, with short help, and one-line errors that suggest the nearest right name."""
 
 import argparse
 import inspect
@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import MISSING
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from lm.config.fields import OUTPUT, POSITIONAL, REPEATED, Field, docstrings, fields, fits, nearest
+from lm.config.fields import OUTPUT, POSITIONAL, REPEATED, Field, fields, fits, nearest
 from lm.config.strict_yaml import read_yaml
 from lm.files import UserError, check_output
 
@@ -19,33 +19,19 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         prog: the command, as it is typed.
-        usage: the arguments in short.
+        usage: its arguments in short.
         options: the dataclasses; the docstring of the first describes the command.
-        dashes: what error messages write before an option's name.
     """
 
-    def __init__(self, prog: str, usage: str, *options: type, dashes: str = "--") -> None:
+    def __init__(self, prog: str, usage: str, *options: type) -> None:
         super().__init__(prog=prog, usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        self.options, self.dashes = options, dashes
+        self.options = options
         self.fields = {key: field for cls in options for key, field in fields(cls).items()}
         for field in self.fields.values():
-            self._add(field)
-
-    def _add(self, field: Field) -> None:
-        settings: dict[str, Any] = {}
-        several = get_origin(field.kind) is list
-        if field.kind is bool and "." not in field.key:
-            settings = {"action": "store_const", "const": "true"}
-        elif REPEATED in field.marks:
-            settings = {"action": "append"}
-        elif several:
-            settings = {"nargs": "*" if POSITIONAL in field.marks and field.default is not MISSING else "+"}
-        elif POSITIONAL in field.marks and field.default is not MISSING:
-            settings = {"nargs": "?"}
-        self.add_argument(field.key if POSITIONAL in field.marks else f"--{field.key}", **settings)
+            self.add_argument(field.flag, **_settings(field))
 
     def read(self, words: list[str]) -> dict[str, Any]:
-        """The options that are given, by their full names, of the right types and within their bounds.
+        """The options that are given, by their full names, each of the right type and within its bounds.
 
         Raises:
             UserError: an option is unknown, or its value is wrong.
@@ -54,37 +40,48 @@ class Parser(argparse.ArgumentParser):
         for key, typed in vars(self.parse_args(words)).items():
             field = self.fields[key]
             given[key] = _read(typed, field.kind)
-            field.check(given[key], "" if POSITIONAL in field.marks else self.dashes)
+            field.check(given[key], field.flag.removesuffix(key))
             if OUTPUT in field.marks and given[key] is not None:
                 check_output(given[key])
         return given
 
     def error(self, message: str) -> NoReturn:
+        """Raise a UserError; argparse would print the usage and exit."""
         if message.startswith("unrecognized arguments: "):
             word = message.split(": ", 1)[1].split()[0].split("=")[0]
-            message = f"unknown option {word}" + nearest(word, (f"--{key}" for key in self.fields))
+            message = f"unknown option {word}" + nearest(word, (field.flag for field in self.fields.values()))
         raise UserError(message)
 
     def format_help(self) -> str:
         """One entry an option: name, meaning, default."""
-        described = {key: text for cls in self.options for key, text in docstrings(cls).items()}
-        description = " ".join(inspect.getdoc(self.options[0]).split())  # type: ignore[union-attr]
-        lines = [f"usage: {self.prog} {self.usage}", "", *textwrap.wrap(description, 100), ""]
-        for key, field in self.fields.items():
-            lines += _help_entry(key.upper() if POSITIONAL in field.marks else f"--{key}", described[key], field)
-        return "\n".join(lines) + "\n"
+        description = textwrap.wrap(" ".join((inspect.getdoc(self.options[0]) or "").split()), 100)
+        entries = [_help_entry(field) for field in self.fields.values()]
+        return "\n".join([f"usage: {self.prog} {self.usage}", "", *description, "", *entries, ""])
 
 
-def _help_entry(name: str, text: str, field: Field) -> list[str]:
+def _settings(field: Field) -> dict[str, Any]:
+    """How argparse should read an option."""
+    optional = POSITIONAL in field.marks and field.default is not MISSING
+    if field.kind is bool and "." not in field.key:
+        return {"action": "store_const", "const": "true"}
+    if REPEATED in field.marks:
+        return {"action": "append"}
+    if get_origin(field.kind) is list:
+        return {"nargs": "*" if optional else "+"}
+    return {"nargs": "?"} if optional else {}
+
+
+def _help_entry(field: Field) -> str:
+    text = field.text
     default = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
     if "(default" not in text and default not in (None, "", False, MISSING):
         text += f" (default: {default!r})" if default == "\n" else f" (default: {default})"
-    wrapped = textwrap.wrap(text, 110 - 32)
-    return [f"  {name:<29} {wrapped[0]}", *(" " * 32 + line for line in wrapped[1:])]
+    name = field.key.upper() if POSITIONAL in field.marks else field.flag
+    return textwrap.fill(text, 110, initial_indent=f"  {name:<29} ", subsequent_indent=" " * 32)
 
 
 def _read(typed: str | list[str], kind: Any) -> Any:
-    """What was typed as a value of a type; as it stands where it is none, for the type's check to refuse."""
+    """The value that was typed; the text itself where it is no value of the type, for `Field.check` to refuse."""
     if isinstance(typed, list):
         return [_read(word, get_args(kind)[0]) for word in typed]
     if fits(typed, kind) and not (typed == "null" and fits(None, kind)):
@@ -106,11 +103,11 @@ def parse(options: type[Options], words: list[str], prog: str, usage: str) -> Op
 
 def command_line(prog: str, options: Any) -> str:
     """The command that gives these options, as it is typed; without --insert, which says where its output goes."""
-    words: list[str] = []
+    words = prog.split()
     for key, field in fields(type(options)).items():
         value = getattr(options, key)
         if key == "insert" or value == field.default:
             continue
-        named = [] if POSITIONAL in field.marks else [f"--{key}"]
-        words += named + ([] if value is True else [str(v) for v in (value if isinstance(value, list) else [value])])
-    return shlex.join([*prog.split(), *words])
+        words += [] if POSITIONAL in field.marks else [field.flag]
+        words += [] if value is True else map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)

@@ -1,14 +1,16 @@
-"""What the fields of an options dataclass accept: types, bounds, and the words that `--help` and errors use.
+"""Fields of options dataclasses: their types, their bounds, and how `--help` and error messages describe them.
 
 A field is annotated with its type and, by `Annotated`, with marks: a `Range` for a number, `FREE_TEXT`, `OUTPUT`,
-`POSITIONAL` or `REPEATED` for a word. Its docstring is its line in `--help`.
+`POSITIONAL` or `REPEATED` for a text. Its docstring is its line in `--help`.
 """
 
 import ast
 import difflib
+import functools
 import inspect
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, is_dataclass
@@ -18,21 +20,21 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from lm.files import CONTROL, SURROGATE, UserError, shorten
 
 FREE_TEXT = "free text"
-"""Mark: any text, line ends included; other texts are one printable line, and parts of a path hold 255 bytes."""
+"""Mark: any text, line ends included. Other texts are one printable line with at most 255 bytes between slashes."""
 OUTPUT = "output"
-"""Mark: a file to write, which is checked before any work is done for it."""
+"""Mark: a file to write, which is checked before any work is done."""
 POSITIONAL = "positional"
 """Mark: typed without an option name."""
 REPEATED = "repeated"
-"""Mark: a list that collects one value each time the option is given."""
+"""Mark: a list that gets one value each time the option is given."""
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number. `text` says them all in words, else the one that a value breaks is said.
+    """Bounds of a number. An error message says `text`, or by default the bound that the value breaks.
 
-    Without `most`, numbers beyond 2^31 are refused too: they are slips of the finger, and would fill the memory.
+    The default of `most` refuses numbers beyond 2^31, which are typing errors and would fill the memory.
     """
 
     least: float = -math.inf
@@ -42,7 +44,7 @@ class Range:
     text: str = ""
 
     def expected(self, value: float) -> str:
-        """What a value should have been, in words; empty for one within the bounds."""
+        """What a value outside the bounds should have been, in words; empty for a value within them."""
         if not math.isfinite(value):
             return "a finite number"
         if value < self.least:
@@ -66,40 +68,47 @@ Output = Annotated[str, OUTPUT]
 
 @dataclass(frozen=True)
 class Field:
-    """One option: its full name ("model.width"), type, marks and default value."""
+    """One option: its dataclass, its full name ("model.width"), type, marks and default value."""
 
+    owner: type
     key: str
     kind: Any
     marks: tuple[Any, ...]
     default: Any
 
+    @property
+    def flag(self) -> str:
+        """How the option is typed: `--model.width`, or `model.width` for a positional one."""
+        return self.key if POSITIONAL in self.marks else f"--{self.key}"
+
+    @property
+    def text(self) -> str:
+        """The docstring of the field in one line, with the values that it can have unless it names them all."""
+        name = self.key.rpartition(".")[2]
+        text = next(docs[name] for docs in map(_docstrings, self.owner.__mro__) if name in docs)
+        values = [word for word in _words(self.kind) if word not in WORDS.values()]
+        return text if set(values) <= set(re.findall(r"[\w/-]+", text)) else f"{text} [{', '.join(values)}]"
+
     def check(self, value: Any, prefix: str = "") -> None:
-        """Refuse a value of another type or outside the bounds.
+        """Check that a value is of the field's type and within its bounds.
 
         Raises:
             UserError: names the option (after `prefix`), what it must be, and what it is.
         """
+        name = prefix + self.key
         several = get_origin(self.kind) is list and isinstance(value, list)
         kind = get_args(self.kind)[0] if several else self.kind
         for item in value if several else [value]:
-            self._check_type(item, kind, prefix + self.key)
-        for item in value if isinstance(value, list) else [value]:
-            self._check_bounds(item, prefix + self.key)
-
-    def _check_type(self, value: Any, kind: Any, name: str) -> None:
-        if not fits(value, kind):
-            known = [str(choice) for choice in choices(kind)]
-            expected = " or ".join(known or dict.fromkeys(_words(kind)))
-            hint = nearest(value, known) if isinstance(value, str) else ""
-            raise UserError(f"{name}: expected {expected}, not {shorten(value)}{hint}")
-
-    def _check_bounds(self, value: Any, name: str) -> None:
-        if isinstance(value, str):
-            self._check_text(value, name)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            for bound in (mark for mark in self.marks if isinstance(mark, Range)):
-                if expected := bound.expected(value):
-                    raise UserError(f"{name} must be {expected}, not {shorten(value)}")
+            if not fits(item, kind):
+                known = _words(kind)
+                hint = nearest(item, known) if isinstance(item, str) else ""
+                raise UserError(f"{name}: expected {' or '.join(known)}, not {shorten(item)}{hint}")
+            if isinstance(item, str):
+                self._check_text(item, name)
+            elif isinstance(item, int | float) and not isinstance(item, bool):
+                for bound in (mark for mark in self.marks if isinstance(mark, Range)):
+                    if expected := bound.expected(item):
+                        raise UserError(f"{name} must be {expected}, not {shorten(item)}")
 
     def _check_text(self, text: str, name: str) -> None:
         free = FREE_TEXT in self.marks
@@ -110,48 +119,39 @@ class Field:
 
 
 def fields(options: type, prefix: str = "") -> dict[str, Field]:
-    """The fields of a dataclass by their full names; those of a section as `section.name`."""
-    return {field.key: field for field in _fields(options, prefix)}
-
-
-def _fields(options: type, prefix: str) -> Iterator[Field]:
-    kinds, marked = get_type_hints(options), get_type_hints(options, include_extras=True)
+    """The fields of a dataclass by their full names; those of a nested dataclass as `section.name`."""
+    found: dict[str, Field] = {}
+    kinds, annotations = get_type_hints(options), get_type_hints(options, include_extras=True)
     for field in dataclass_fields(options):
-        kind = kinds[field.name]
+        key, kind = prefix + field.name, kinds[field.name]
         if is_dataclass(kind):
-            yield from _fields(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
-            continue
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        yield Field(prefix + field.name, kind, tuple(_marks(marked[field.name])), default)
+            found |= fields(kind, f"{key}.")  # type: ignore[arg-type]
+        else:
+            default = field.default_factory() if field.default_factory is not MISSING else field.default
+            found[key] = Field(options, key, kind, tuple(_marks(annotations[field.name])), default)
+    return found
 
 
 def _marks(annotation: Any) -> Iterator[Any]:
     yield from getattr(annotation, "__metadata__", ())
-    for part in get_args(annotation)[: 1 if hasattr(annotation, "__metadata__") else None]:
+    for part in get_args(annotation):
         yield from _marks(part)
 
 
-def docstrings(options: type, prefix: str = "") -> dict[str, str]:
-    """The docstrings of a dataclass's fields, sections included, by their full names."""
+@functools.cache
+def _docstrings(options: type) -> dict[str, str]:
+    """The docstrings of the fields that a class itself defines."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(options))).body
     assert isinstance(definition, ast.ClassDef)
-    found: dict[str, str] = {}
-    for base in options.__bases__:
-        if is_dataclass(base):
-            found |= docstrings(base, prefix)
-    for line, after in itertools.pairwise([*definition.body, ast.Pass()]):
-        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
-            continue
-        kind = get_type_hints(options)[line.target.id]
-        if is_dataclass(kind):
-            found |= docstrings(kind, f"{prefix}{line.target.id}.")  # type: ignore[arg-type]
-        elif isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found[prefix + line.target.id] = " ".join(str(after.value.value).split())
-    return found
+    return {
+        ast.unparse(line.target): " ".join(ast.literal_eval(after.value).split())
+        for line, after in itertools.pairwise(definition.body)
+        if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr)
+    }
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type: exactly, but for a whole number where a float is expected."""
+    """Whether a value is of a type. The types must be equal, but a whole number fits where a float is expected."""
     if get_origin(kind) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     if get_origin(kind) is list:
@@ -161,18 +161,14 @@ def fits(value: Any, kind: Any) -> bool:
     return type(value) in ((int, float) if kind is float else (kind,))
 
 
-def choices(kind: Any) -> list[Any]:
-    """The values that a type enumerates; none where it does not."""
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    return list(dict.fromkeys(choice for part in get_args(kind) for choice in choices(part)))
-
-
 def _words(kind: Any) -> list[str]:
-    return [word for part in get_args(kind) for word in _words(part)] if get_args(kind) else [WORDS[kind]]
+    """What a type accepts, in words: its values if it lists them, else its name."""
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)]
+    return list(dict.fromkeys(word for part in get_args(kind) for word in _words(part))) or [WORDS[kind]]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: which known word may have been meant; empty where none is close."""
+    """The end of an error message that suggests the most similar known word; empty if none is similar."""
     near = difflib.get_close_matches(word[:100], list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,20 +1,30 @@
 """The options of training: typed dataclasses, one docstring per field, which becomes its line in `--help`."""
 
 import functools
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lm.config.fields import Count, Fraction, FreeText, Natural, NonNegative, Positive, Range, Share, fields
 from lm.config.strict_yaml import write_yaml
 
 VERSION = 1
-"""Of the run folder and its files; goes up when an older program could no longer read them rightly."""
-
-
-MixerName = Literal["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"]
-
-
+"""Version of the run folder and its files. It goes up when an older program can no longer read them correctly."""
+MIXERS = {
+    "mingru": "mingru.MinGRU",
+    "minlstm": "minlstm.MinLSTM",
+    "attention": "attention.Attention",
+    "mamba": "mamba.Mamba",
+    "s4d": "s4d.S4D",
+    "gru": "gru.GRU",
+    "lstm": "lstm.LSTM",
+    "gru_reference": "gru.GRUReference",
+    "lstm_reference": "lstm.LSTMReference",
+}
+"""Every mixer: its name, and its module and class in `lm.mixers`, which imports them. A new mixer is one more line."""
+if TYPE_CHECKING:
+    MixerName = str
+else:
+    MixerName = Literal[tuple(MIXERS)]
 Weights = Literal["float32", "bfloat16", "int8"]
 """How the matrices of a model are kept for decoding."""
 COPYING = "selective_copying"
@@ -77,8 +87,7 @@ class ModelConfig:
     """The network."""
 
     mixer: MixerName | list[MixerName] = "mingru"
-    """what mixes over time: mingru, minlstm, attention, mamba, s4d, gru, lstm, and for timing gru_reference and
-    lstm_reference; or a list, one per layer"""
+    """what mixes over time, or a list with one for each layer; gru_reference and lstm_reference are for timing"""
     options: MixerOptions = field(default_factory=MixerOptions)
     """options of the mixers; each goes to the mixers that have it"""
     width: Annotated[int, Range(least=1, most=2**16)] = 128
@@ -198,30 +207,20 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """All options by their full names: {"model.width": 128, ...}."""
-        return dict(_flatten(self, ""))
+        return {key: functools.reduce(getattr, key.split("."), self) for key in FIELDS}
 
     def update(self, values: dict[str, Any]) -> None:
         """Set options by their full names."""
         for key, value in values.items():
-            section, _, name = key.rpartition(".")
-            setattr(functools.reduce(getattr, section.split("."), self) if section else self, name, value)
+            *sections, name = key.split(".")
+            setattr(functools.reduce(getattr, sections, self), name, value)
 
     def to_yaml(self) -> str:
         """The file that `--config` reads."""
         return write_yaml({"version": VERSION} | asdict(self))
 
 
-def _flatten(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(section).items():
-        if is_dataclass(value):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 DEFAULT_LR = {"muon": 0.01, "adamw": 0.002}
+"""Peak learning rate of AdamW for each `optim.name`."""
 FIELDS = fields(Config)
 """Every option by its full name: {"model.width": Field(...), ...}."""
-SECTIONS = {key.rpartition(".")[0] for key in FIELDS if "." in key} | {
-    key.split(".")[0] for key in FIELDS if "." in key
-}

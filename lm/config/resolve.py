@@ -3,13 +3,14 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from lm.config.command import Parser
 from lm.config.fields import REPEATED, nearest
-from lm.config.options import COPYING, DEFAULT_LR, FIELDS, SECTIONS, VERSION, Config, TrainerConfig
+from lm.config.options import COPYING, DEFAULT_LR, FIELDS, VERSION, Config, TrainerConfig
 from lm.config.strict_yaml import LARGEST, read_yaml
 from lm.files import UserError, read_text, shorten
 
@@ -28,24 +29,24 @@ class Start:
     """resume with changed options all the same; the run folder notes them"""
 
 
-def read_words(words: list[str], prog: str = "char-lm train") -> tuple[Start, dict[str, Any]]:
-    """What a command line sets: how to start, and options of the run by their full names.
+def read_words(words: list[str]) -> tuple[Start, dict[str, Any]]:
+    """Split a command line into how to start, and options of the run by their full names.
 
     Raises:
         UserError: an option is unknown, or its value is wrong by itself.
     """
-    given = Parser(prog, USAGE, Start, Config, dashes="").read(words)
+    given = Parser("char-lm train", USAGE, Start, Config).read(words)
     start = {key: given.pop(key) for key in vars(Start()) if key in given}
     return Start(**start), given
 
 
 def resolve(given: dict[str, Any], files: Iterable[str] = (), saved: Config | None = None) -> Config:
-    """The configuration that options, over files, over a saved configuration or the defaults give.
+    """The configuration from options, over files, over a saved configuration or the defaults.
 
     Args:
-        given: options by their full names.
+        given: options by their full names, each checked by itself (as `read_words` does).
         files: paths of YAML files, later ones over earlier ones.
-        saved: takes the place of the defaults; it is left as it is.
+        saved: takes the place of the defaults; it is not changed.
 
     Raises:
         UserError: a file cannot be read, or a value is wrong or does not fit the others.
@@ -53,16 +54,17 @@ def resolve(given: dict[str, Any], files: Iterable[str] = (), saved: Config | No
     config = Config()
     config.update(saved.flat() if saved else {})
     for file in files:
-        config.update(read_options(read_text(Path(file), LARGEST), file))
+        text = read_text(Path(file), LARGEST)
+        with _naming(file):
+            config.update(_read_options(text))
     config.update(given)
-    _check_fields(config)
     _set_budget(config.trainer, given)
     _complete(config)
     return config
 
 
 def parse(words: list[str], saved: Config | None = None) -> Config:
-    """The configuration that a command line gives; see `read_words` and `resolve`."""
+    """The configuration from a command line; see `read_words` and `resolve`."""
     start, given = read_words(words)
     return resolve(given, start.config, saved)
 
@@ -78,52 +80,49 @@ def from_yaml(text: str, source: str | os.PathLike[str] = "config") -> Config:
         UserError: it is not YAML, or has an unknown option, a wrong type or a wrong value, or is of a newer version.
     """
     config = Config()
-    try:
-        config.update(read_options(text, ""))
-        _check_fields(config)
+    with _naming(source):
+        config.update(_read_options(text))
         _complete(config)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
     return config
 
 
-def read_options(text: str, source: str) -> dict[str, Any]:
-    """What a YAML file sets, flat: {"model.width": 128, ...}; its version is looked at and left out.
-
-    Raises:
-        UserError: it is not a file of options that this program knows.
-    """
-    prefix = f"{source}: " if source else ""
+@contextmanager
+def _naming(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Begin error messages with the name of the file that has the error."""
     try:
-        values = read_yaml(text)
-        if not isinstance(values, dict):
-            raise UserError(f"expected lines `key: value`, not {shorten(values)}")
-        version = values.pop("version", VERSION)
-        if type(version) is not int or version < 1:
-            raise UserError(f"version: expected a whole number of at least 1, not {shorten(version)}")
-        if version > VERSION:
-            raise UserError(f"version {version} is newer than this program, which knows {VERSION}: update the program")
-        return dict(_options(values, ""))
+        yield
     except UserError as error:
-        raise UserError(f"{prefix}{error}") from None
+        raise UserError(f"{source}: {error}") from None
 
 
-def _options(section: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _read_options(text: str) -> dict[str, Any]:
+    """The options in a YAML file by their full names, each checked by itself. Its version is checked and left out."""
+    values = read_yaml(text)
+    if not isinstance(values, dict):
+        raise UserError(f"expected lines `key: value`, not {shorten(values)}")
+    version = values.pop("version", VERSION)
+    if type(version) is not int or version < 1:
+        raise UserError(f"version: expected a whole number of at least 1, not {shorten(version)}")
+    if version > VERSION:
+        raise UserError(f"version {version} is newer than this program, which knows {VERSION}: update the program")
+    options = dict(_flatten(values, ""))
+    for key, value in options.items():
+        FIELDS[key].check(value)
+    return options
+
+
+def _flatten(section: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The options in a section by their full names."""
     for name, value in section.items():
         key = f"{prefix}{name}"
-        if key in SECTIONS:
-            if not isinstance(value, dict):
-                raise UserError(f"{key}: expected a section of options, not {shorten(value)}")
-            yield from _options(value, f"{key}.")
-        elif key in FIELDS and isinstance(name, str):
+        if key in FIELDS:
             yield key, value
+        elif not any(known.startswith(f"{key}.") for known in FIELDS):
+            raise UserError(f"unknown key {shorten(key)} in the file" + nearest(key, [*FIELDS, *vars(Config())]))
+        elif isinstance(value, dict):
+            yield from _flatten(value, f"{key}.")
         else:
-            raise UserError(f"unknown key {shorten(key)} in the file" + nearest(key, [*SECTIONS, *FIELDS]))
-
-
-def _check_fields(config: Config) -> None:
-    for key, value in config.flat().items():
-        FIELDS[key].check(value)
+            raise UserError(f"{key}: expected a section of options, not {shorten(value)}")
 
 
 def _set_budget(trainer: TrainerConfig, given: dict[str, Any]) -> None:
@@ -138,9 +137,9 @@ def _set_budget(trainer: TrainerConfig, given: dict[str, Any]) -> None:
 
 
 def _complete(config: Config) -> None:
-    """Refuse options that do not fit together, and fill in the defaults that depend on others."""
+    """Refuse options that do not fit together, and fill in the defaults that depend on other options."""
     _check_model(config)
-    _check_data(config)
+    _check_batches(config)
     if config.name is not None and not re.fullmatch(r"\w[\w.+=-]{0,99}", config.name):
         raise UserError(f"name {shorten(config.name)!r}: use letters, digits and . _ + = -, at most 100")
     if config.optim.lr is None:
@@ -156,15 +155,16 @@ def _check_model(config: Config) -> None:
         raise UserError(f"model.mixer names {len(model.mixer)} layers and model.layers says {model.layers}")
     if model.width % 2:
         raise UserError(f"model.width must be even, not {model.width}")
-    expansions = {"model.options.expansion": model.options.expansion, "model.mlp_expansion": model.mlp_expansion}
-    for key, value in expansions.items():
+    for key in ("model.options.expansion", "model.mlp_expansion"):
+        value = config.flat()[key]
         if value is not None and value * model.width < 3:
             raise UserError(f"{key} {value:g} leaves fewer than 3 channels of width {model.width}; take a larger one")
 
 
-def _check_data(config: Config) -> None:
+def _check_batches(config: Config) -> None:
     data, trainer = config.data, config.trainer
-    parts = trainer.accumulate * trainer.devices * trainer.num_nodes
+    devices = trainer.devices * trainer.num_nodes
+    parts = trainer.accumulate * devices
     if data.batch_size % parts:
         raise UserError(
             f"data.batch_size {data.batch_size} cannot be cut into {parts} equal parts "
@@ -172,7 +172,7 @@ def _check_data(config: Config) -> None:
         )
     if data.sampling == "streams" and data.corpus == COPYING:
         raise UserError("data.sampling streams needs a text; selective_copying has problems, each from a zero state")
-    if data.sampling == "streams" and trainer.devices * trainer.num_nodes > 1:
+    if data.sampling == "streams" and devices > 1:
         raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
     if data.batch_size * data.context > 2**28:
         raise UserError(

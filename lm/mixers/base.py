@@ -1,7 +1,6 @@
 """The interface of a mixer, the part of a block that moves information through time.
 
-To add a mixer, write a subclass in a file of its own, and add its name to `lm.mixers.MIXERS` and to
-`lm.config.options.MixerName`.
+To add a mixer, write a subclass in a file of its own, and declare it in `lm.config.options.MIXERS`.
 """
 
 import torch

@@ -93,6 +93,7 @@ def test_help_has_an_entry_for_each_option(capsys):
     assert (
         "  --quiet                       say nothing" in lines
         and "  --stop                        where to stop" in lines
+        and "  --kind                        which kind [a, b, 32] (default: a)" in lines
     )
 
 
@@ -106,8 +107,3 @@ def test_a_command_line_says_what_is_not_the_default():
     options = Options(["a b"], size=5, widths=[7, 8], quiet=True, insert="README.md#x", kind=32)
     assert command_line("char-lm do", options) == "char-lm do 'a b' --size 5 --widths 7 8 --kind 32 --quiet"
     assert read(*"a --size 5 --widths 7 8 --quiet".split()) == Options(["a"], 5, widths=[7, 8], quiet=True)
-
-
-def test_messages_without_dashes():
-    with pytest.raises(UserError, match=r"^size must be"):
-        Parser("x", "", Options, dashes="").read(["a", "--size", "0"])

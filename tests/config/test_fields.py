@@ -1,4 +1,4 @@
-"""What fields accept: every kind of bound and type by hand, marks, and the docstrings that help shows."""
+"""What fields accept: every kind of bound and type by hand, marks, and the texts that help shows."""
 
 import math
 from dataclasses import dataclass, field
@@ -18,8 +18,6 @@ from lm.config.fields import (
     Positive,
     Range,
     Share,
-    choices,
-    docstrings,
     fields,
     fits,
     nearest,
@@ -53,6 +51,14 @@ class Sample:
     inner: Inner = field(default_factory=Inner)
 
 
+@dataclass
+class Derived(Sample):
+    """Another default and another docstring for one field."""
+
+    mode: Literal["fast", 8] = 8
+    """fast or 8"""
+
+
 FIELDS = fields(Sample)
 
 
@@ -64,15 +70,18 @@ def test_fields_have_full_names_types_marks_and_defaults():
     assert FIELDS["inner.share"].default == 0.5
 
 
-def test_docstrings_are_one_line_each():
-    assert docstrings(Sample) == {
-        "run": "what is run", "count": "how many", "several": "some numbers", "mode": "a mode, or several",
+def test_the_text_is_the_docstring_in_one_line_and_the_values_that_it_does_not_name():
+    assert {key: field.text for key, field in FIELDS.items()} == {
+        "run": "what is run", "count": "how many", "several": "some numbers", "mode": "a mode, or several [fast, 8]",
         "text": "any text", "inner.share": "a share",
     }  # fmt: skip
+    mode = fields(Derived)["mode"]
+    assert mode.text == "fast or 8" and mode.default == 8
+    assert fields(Derived)["run"].text == "what is run"
 
 
-def test_every_option_of_a_run_has_a_docstring():
-    assert set(docstrings(options.Config)) == set(options.FIELDS)
+def test_every_option_of_a_run_has_a_text():
+    assert all(field.text for field in options.FIELDS.values())
 
 
 ACCEPTED = [
@@ -141,7 +150,6 @@ def test_types_fit_exactly_but_for_whole_numbers_as_floats():
     assert fits("a", str | None) and fits(None, str | None) and not fits(None, str)
     assert not fits(1, Literal[True]) and fits(True, Literal[True])
     assert fits(["a"], list[str]) and not fits(["a", 1], list[str])
-    assert choices(Literal["a", "b"] | list[Literal["b", "c"]]) == ["a", "b", "c"] and choices(int | None) == []
 
 
 def test_the_nearest_word():

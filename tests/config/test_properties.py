@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.config.options import FIELDS, SECTIONS, Config
+from lm.config.options import FIELDS, Config
 from lm.config.resolve import from_yaml, parse
 from lm.files import UserError
 
@@ -15,7 +15,7 @@ unicode = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | unicode | st.sampled_from(["mingru", "adamw", 32])
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(unicode, inner, max_size=3))
-keys = st.sampled_from([*FIELDS, *SECTIONS, "version"]) | unicode
+keys = st.sampled_from([*FIELDS, *vars(Config()), "model.options", "version"]) | unicode
 
 
 def one_line(error: object) -> bool:
