@@ -1,6 +1,5 @@
-"""Files: bounded reading of what others wrote, atomic writing, locks; and `UserError`, the one kind of error."""
+"""Files: reading with a limit of size, atomic writing, locks; and `UserError`, the error that users see as one line."""
 
-import errno
 import os
 import platform
 import re
@@ -20,26 +19,24 @@ except ImportError:  # Windows has none
     fcntl = None
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What could break a line, steer a terminal, turn the writing round or not be written as UTF-8."""
-
-
+"""Characters that break a line, control a terminal, change the direction of text or cannot be written as UTF-8."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Halves of characters, which cannot be written as UTF-8."""
 DATA = Path(__file__).with_name("data")
 if not DATA.is_dir():
     DATA = Path(__file__).parents[1] / "data"
-"""The embedded corpora and the pretrained model: in the package of a wheel, beside it in a checkout."""
-SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""Halves of characters: what cannot be written as UTF-8."""
+"""The folder of the embedded corpora and the pretrained model: lm/data in a wheel, data in a checkout."""
 
 
 def printable(text: str) -> str:
-    """Text that cannot do anything to a terminal: no control characters, no lone surrogates."""
+    """The text with U+FFFD in place of control characters and lone surrogates, so that it cannot control a terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 class UserError(Exception):
-    """A mistake of the user's: shown as one line on stderr, exit code 2, no traceback.
+    """A mistake of the user, shown as one line on stderr with exit code 2 and without a traceback.
 
-    Its text is one printable line of bounded length, whatever it quotes: what it names may come from a stranger's file.
+    Its text is always one printable line of bounded length, since it may quote files from strangers.
     """
 
     def __str__(self) -> str:
@@ -47,44 +44,46 @@ class UserError(Exception):
         return text if len(text) <= 600 else f"{text[:400]} ... {text[-150:]}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch means that memory is short."""
+    named = "OutOfMemoryError" in type(error).__name__ or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and named)
+
+
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """A plain file of at most so many bytes.
+    """The content of a regular file.
+
+    Args:
+        path: the file.
+        most: largest size in bytes.
 
     Raises:
-        UserError: it cannot be read, is larger, or is no plain file: a pipe could wait, and a device go on, for ever.
+        UserError: it cannot be read, is larger, or is not a regular file: reading a pipe or a device may never end.
     """
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise UserError(f"{path}: not a plain file (a pipe, a device or a socket); copy its content into one")
-            if most is not None and info.st_size > most:
-                raise UserError(f"{path}: {info.st_size:,} bytes; such a file has at most {most:,}")
-            return file.read()
+        info = path.stat()
+        if stat.S_ISDIR(info.st_mode):
+            raise UserError(f"{path}: this is a folder; a file is expected")
+        if not stat.S_ISREG(info.st_mode):
+            raise UserError(f"{path}: not a plain file (a pipe, a device or a socket); copy its content into one")
+        if most is not None and info.st_size > most:
+            raise UserError(f"{path}: {info.st_size:,} bytes; such a file has at most {most:,}")
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    """For `open`: a pipe would wait for a writer; a folder is refused here, since `open` itself would leak it."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path}: this is a folder; a file is expected")
-    return descriptor
-
-
 def read_text(path: Path, most: int | None = None) -> str:
-    """A UTF-8 file to the character: line ends stay as they are, a leading byte order mark goes.
+    """The content of a UTF-8 file: line ends are kept, a byte order mark at the start is dropped.
 
     Raises:
-        UserError: as `read_bytes`, or it is not UTF-8 text; names the position of the first bad byte.
+        UserError: as `read_bytes`, or it is not UTF-8 text; names the position of the first wrong byte.
     """
     return as_text(read_bytes(path, most), path)
 
 
 def as_text(raw: bytes, path: Path) -> str:
-    """The content of a file as text; see `read_text`."""
+    """Decode the content of the file `path`; see `read_text`."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: this is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
     try:
@@ -98,7 +97,7 @@ def as_text(raw: bytes, path: Path) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value as a few words, whatever it holds."""
+    """A value in a few words, for error messages."""
     if isinstance(value, dict | list):
         return "a section" if isinstance(value, dict) else f"a list of {len(value)}"
     if isinstance(value, int) and abs(value) >= 10**18:
@@ -109,11 +108,7 @@ def shorten(value: Any) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system has against writing there, as one line.
-
-    Raises:
-        UserError: the disk is full, the folder read-only, ...
-    """
+    """Turn errors of the system while a file is written into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -122,17 +117,19 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_open(path: Path, previous: str | None = None) -> Iterator[IO[bytes]]:
-    """A file to write in that then replaces `path`. At any moment, a power loss included, `path` is the old file or the
-    new one, complete; several writers at once do not meet.
+    """Atomic write: open a temporary file that replaces `path` when the context ends.
+
+    At every moment, also after a power loss, `path` is the complete old or the complete new file. Each of several
+    writers at the same time has a temporary file of its own; the last one to end wins.
 
     Args:
-        path: what it will be.
-        previous: a name in the same folder under which the old file stays.
+        path: the file to replace.
+        previous: a name in the same folder under which the old file is kept.
 
     Raises:
-        UserError: it cannot be written; `path` is what it was.
+        UserError: it cannot be written. As with any other error, `path` is then unchanged.
     """
-    if path.exists() and not path.is_file():  # such as /dev/null: not to be replaced
+    if path.exists() and not path.is_file():  # a device such as /dev/null is written to, not replaced
         with writing(path), path.open("wb") as device:
             yield device
         return
@@ -156,18 +153,18 @@ def atomic_open(path: Path, previous: str | None = None) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """Replace a file as `atomic_open` does; text is written as UTF-8."""
+    """Replace the content of a file by an atomic write; text is written as UTF-8."""
     with atomic_open(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def _part(path: Path) -> Path:
-    """A name for a file in the making that no other writer has."""
-    return path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    """The name of a temporary file for `path` that no other writer uses."""
+    return path.with_name(f".{path.name[:20]}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def alias(path: Path, name: str) -> None:
-    """Give a file another name in its folder, replacing what had it: a link where the file system has them."""
+    """Give a file a second name in its folder, atomically: a hard link, or a copy where there are no links."""
     target, part = path.with_name(name), _part(path.with_name(name))
     with writing(target):
         if target.exists() and target.samefile(path):
@@ -188,32 +185,32 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_output(path: str) -> None:
-    """Refuse a file that cannot be written before any work is done for it; `-` stands for standard output.
+    """Check that a file can be written, before any work is done for it; `-` stands for standard output.
 
     Raises:
-        UserError: names the path, and what is in the way.
+        UserError: names the path and the reason.
     """
     if path == "-":
         return
     if not path or CONTROL.search(path):
         raise UserError(f"cannot write {path!r}: this is not the name of a file")
-    with writing(Path(path)):
-        folder = os.stat(Path(path).parent or ".")
-        if not stat.S_ISDIR(folder.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if Path(path).is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not os.access(path if Path(path).exists() else Path(path).parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    target = Path(path)
+    with writing(target):
+        if target.is_file() or target.is_dir():
+            target.open("ab").close()
+        elif not target.exists():
+            part = _part(target)
+            part.touch(exist_ok=False)
+            part.unlink()
 
 
 def acquire_lock(path: Path) -> IO[str]:
-    """Lock a file until the returned one is closed, or this process ends, however it ends.
+    """Lock a file until the returned file is closed or this process ends.
 
-    Where the system or the file system has no such locks, nobody is kept out.
+    Where the system or the file system has no locks, this always succeeds.
 
     Raises:
-        BlockingIOError: another process has it; the error's text names that process.
+        BlockingIOError: another process has the lock; the error's text names that process.
         OSError: the file cannot be opened.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -229,29 +226,25 @@ def acquire_lock(path: Path) -> IO[str]:
 
 
 def _flock(descriptor: int, attempts: int) -> bool:
-    """Whether the file could be locked. A reader may have the lock for a moment, see `is_abandoned`."""
-    for attempt in range(attempts if fcntl else 0):
-        time.sleep(0.02 if attempt else 0)
+    """Try to lock a file, several times because `is_abandoned` may have the lock for a moment. Returns the success."""
+    for _ in range(attempts if fcntl else 0):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            continue
+            time.sleep(0.02)
         except OSError:  # a file system without locks
             return True
     return fcntl is None
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a lock file is there and no process has locked it."""
+    """Whether a lock file exists that no process has locked."""
     with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            if fcntl:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if fcntl and path.is_file():
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return True
-        finally:
-            os.close(descriptor)
     return False
 
 
