@@ -1,25 +1,23 @@
 """One cell, forward and forward + backward, from its projection to the gradient of its projection.
 
-Compared at a short length, where every form is accurate, against our plain torch path in float64; the error of the
+Compared at a short length, where every form is accurate, with our plain torch path in float64; the error of the
 gradient at full length is a column, because some peers lose all their digits there. `copies` is the time over that of
-copying one (B, T, D) tensor. `bandwidth` is the share of the copy's bandwidth at which the bytes that a fused cell must
-move would pass (forward: projection in, h out; backward: projection, h and its gradient in, one gradient out).
+copying one (B, T, D) tensor. `bandwidth` is the rate at which the bytes that a fused cell must move would pass, over
+that of the copy (forward: projection in, h out; backward: projection, h and its gradient in, one gradient out).
 """
 
+import itertools
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from lm.bench import measure, peers
+from lm.bench import measure, options, peers
 from lm.bench.measure import RefusedError, Row
-from lm.recurrence import portable
+from lm.report.format import number
 
 SHORT = (2, 64, 32)
 """(B, T, D) of the check. A power of two, which some peers need."""
-Full = tuple[Tensor, Tensor, Tensor]
-"""Projection, gradient of h, and the true gradient of the projection."""
 HEADER = ("", "forward ms", "forward + backward ms", "copies", "bandwidth", f"x {peers.YARDSTICK}", "gradient error")
 
 
@@ -34,33 +32,21 @@ class Cell:
         self.call, self.backend, self.grad_h = contender.make(), contender.backend, grad_h
         self.shift = grad_h.shape[-1] if contender.candidate_first else 0
         self.projection = projection.roll(self.shift, -1).requires_grad_()
-        self.precision = partial(measure.precision, projection.device, projection.dtype)
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        with peers.backend(self.backend), self.precision():
+        """h."""
+        with peers.backend(self.backend), measure.precision(self.projection.device, self.projection.dtype):
             return self.call(self.projection)
 
-    def train(self) -> tuple[Tensor, Tensor]:
+    def train(self) -> tuple[Tensor, ...]:
         """h and the gradient of the projection, in the contender's order."""
-        with peers.backend(self.backend):
-            with self.precision():
-                h = self.call(self.projection).to(self.grad_h.dtype)
-            return h, torch.autograd.grad(h, self.projection, self.grad_h)[0]
+        return peers.gradients(self.call, self.backend, self.grad_h, self.projection)
 
     def results(self) -> tuple[Tensor, Tensor]:
         """h and the gradient of the projection, in our order."""
         h, grad = self.train()
         return h, grad.roll(-self.shift, -1)
-
-
-def truth(projection: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor]:
-    """h and the gradient of the projection by our plain torch path in float64."""
-    projection, grad_h = projection.double(), grad_h.double()
-    kind, grad = portable.Kind(projection.shape[-1] // grad_h.shape[-1] - 1), torch.empty_like(projection)
-    h, last = portable.scan_forward(kind, (projection,), None)
-    portable.scan_backward(kind, (projection,), (grad,), h, None, grad_h, torch.zeros_like(last))
-    return h, grad
 
 
 def inputs(kind: str, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -71,83 +57,75 @@ def inputs(kind: str, size: tuple[int, ...], device: torch.device, dtype: torch.
     return projection.to(dtype), torch.randn(B, T, D, device=device).to(dtype)
 
 
-def prepare(name: str, kind: str, size: tuple[int, ...], arguments: SimpleNamespace, full: Full) -> tuple[Cell, Row]:
-    """The contender at full size, checked, and its row with its error. Raises RefusedError."""
+def check(name: str, kind: str, T: int, arguments: options.Cell) -> None:
+    """Refuse a contender that differs at the short length, or would take too long at length T. Raises RefusedError."""
     device, dtype = measure.device_and_type(arguments)
-    contender = peers.contenders(kind, device)[name]
-    if name == peers.LOOP and size[1] > arguments.longest_loop:
+    if name == peers.LOOP and arguments.longest_loop < T:
         raise RefusedError(f"not at T > {arguments.longest_loop}: too slow (--longest_loop)")
-    short = inputs(kind, SHORT, device, dtype)
-    results = Cell(contender, *short).results()
-    for what, got, want in zip(("values", "gradient"), results, truth(*short), strict=True):
+    projection, grad_h = inputs(kind, SHORT, device, dtype)
+    results = Cell(peers.contenders(kind, device)[name], projection, grad_h).results()
+    for what, got, want in zip(("values", "gradient"), results, peers.truth(kind, grad_h, projection), strict=True):
         measure.require_equal(what, got, want, measure.TOLERANCE[dtype])
-    cell = Cell(contender, *full[:2])
-    error = measure.relative_error(cell.results()[1], full[2])
-    return cell, {"name": name, "cell": kind, "size": size, "gradient_error": error}
 
 
-def compare(kind: str, size: tuple[int, ...], arguments: SimpleNamespace) -> tuple[list[float], list[Row]]:
-    """The times of a copy, and one row per contender."""
+def prepare(kind: str, size: tuple[int, ...], arguments: options.Cell) -> tuple[dict[str, Cell], list[Row]]:
+    """All contenders at full size, checked, and a row for each with the error of its gradient."""
     device, dtype = measure.device_and_type(arguments)
     projection, grad_h = inputs(kind, size, device, dtype)
-    full = projection, grad_h, truth(projection, grad_h)[1]
-    rows: list[Row] = []
-    cells: dict[str, Cell] = {}
-    for name in peers.contenders(kind, device):
-        try:
-            cells[name], row = prepare(name, kind, size, arguments, full)
-        except (RefusedError, RuntimeError, NotImplementedError) as error:
-            row = {**measure.skip(name, error), "cell": kind, "size": size}
-        rows.append(row)
+    exact = peers.truth(kind, grad_h, projection)[1]
+
+    def make(name: str, contender: peers.Contender) -> tuple[Cell, Row]:
+        check(name, kind, size[1], arguments)
+        cell = Cell(contender, projection, grad_h)
+        return cell, {"gradient_error": measure.relative_error(cell.results()[1], exact)}
+
+    makers = {name: partial(make, name, contender) for name, contender in peers.contenders(kind, device).items()}
+    return measure.prepare(makers, cell=kind, size=size)
+
+
+def compare(kind: str, size: tuple[int, ...], arguments: options.Cell) -> tuple[list[float], list[Row]]:
+    """The times of a copy, and one row per contender."""
+    device, dtype = measure.device_and_type(arguments)
+    cells, rows = prepare(kind, size, arguments)
     calls: dict[str, measure.Call] = {"copy": measure.copy_call(size, dtype, device)}
     for name, cell in cells.items():
         calls |= {f"{name} forward": cell.forward, f"{name} both": cell.train}
     times = measure.in_turns(calls, arguments.repeat, device)
-    for row in rows:
-        if "skipped" not in row:
-            row |= {"forward": times[f"{row['name']} forward"], "both": times[f"{row['name']} both"]}
-    add_ratios(rows, times["copy"], peers.CELLS[kind])
+    add_ratios(rows, times, peers.CELLS[kind])
     return times["copy"], rows
 
 
-def add_ratios(rows: list[Row], copy: list[float], parts: int) -> None:
-    """Copies, share of bandwidth, and speed-up over the peer that all know."""
-    known = next(
-        (measure.median(row["both"]) for row in rows if row["name"] == peers.YARDSTICK and "both" in row), None
-    )
-    tensors = 3 * parts + 3
+def add_ratios(rows: list[Row], times: dict[str, list[float]], parts: int) -> None:
+    """Add to each row its times, copies, share of the bandwidth, and speed-up over YARDSTICK."""
+    copy, known = measure.median(times["copy"]), times.get(f"{peers.YARDSTICK} both")
     for row in rows:
-        if "both" in row:
+        if "skipped" not in row:
+            row |= {part: times[f"{row['name']} {part}"] for part in ("forward", "both")}
             seconds = measure.median(row["both"])
-            row["copies"] = seconds / measure.median(copy)
-            row["bandwidth"] = tensors / 2 / row["copies"]
-            row["speedup"] = None if known is None else known / seconds
+            row |= {"copies": seconds / copy, "bandwidth": (3 * parts + 3) / 2 * copy / seconds}
+            row["speedup"] = measure.median(known) / seconds if known else None
 
 
-def run(arguments: SimpleNamespace) -> Row:
+def run(arguments: options.Cell) -> Row:
     """All cells at all sizes."""
     about = measure.heading("One cell: projection in, gradient of the projection out", arguments)
     results = []
-    for size in measure.sizes(arguments.sizes, "BTD"):
-        for kind in measure.names(arguments.cells, peers.CELLS, "--cells"):
-            copy, rows = compare(kind, size, arguments)
-            B, T, D = size
-            print(f"\n{kind}, B={B} T={T:,} D={D}; copying one (B, T, D) tensor takes {measure.spread(copy)} ms")
-            measure.print_table(HEADER, [table_row(row) for row in rows])
-            results.append({"cell": kind, "size": size, "copy": copy, "rows": rows})
+    for size, kind in itertools.product(measure.sizes(arguments.sizes, "BTD"), arguments.cells):
+        copy, rows = compare(kind, size, arguments)
+        B, T, D = size
+        print(f"\n{kind}, B={B} T={T:,} D={D}; copying one (B, T, D) tensor takes {measure.spread(copy)} ms")
+        measure.print_table(HEADER, rows, table_row)
+        results.append({"cell": kind, "size": size, "copy": copy, "rows": rows})
     return {"conditions": about, "results": results}
 
 
 def table_row(row: Row) -> tuple[str, ...]:
-    """A row as the table shows it."""
-    if "skipped" in row:
-        return row["name"], row["skipped"]
+    """The cells of a contender's row."""
     return (
-        row["name"],
         measure.spread(row["forward"]),
         measure.spread(row["both"]),
-        measure.number(row["copies"], ".1f"),
-        measure.number(row["bandwidth"], ".0%"),
-        measure.number(row["speedup"], ".1f"),
-        measure.number(row["gradient_error"], ".1e"),
+        number(row["copies"], ".1f"),
+        number(row["bandwidth"], ".0%"),
+        number(row["speedup"], ".1f"),
+        number(row["gradient_error"], ".1e"),
     )

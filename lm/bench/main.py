@@ -4,7 +4,6 @@ import importlib
 import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 from lm.bench.options import BENCHMARKS, Common, Quick
 from lm.config.command import Parser, command_line
@@ -33,12 +32,13 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def read(name: str, words: list[str]) -> Any:
+def read(name: str, words: list[str]) -> Common:
     """The options of a benchmark: the command line over --quick over the defaults."""
-    kind: type[Common] = BENCHMARKS[name]
+    kind = BENCHMARKS[name]
     given = Parser(f"char-lm bench {name}", "[--option value ...]", kind).read(words)
-    if given.get("width", 2) % 2:
-        raise UserError(f"--width must be even, not {given['width']}")
+    for width in (given.get("width", 2), *given.get("widths", ())):
+        if width % 2:
+            raise UserError(f"a width must be even, not {width}")
     quick = {key: mark.value for key, field in fields(kind).items() for mark in field.marks if isinstance(mark, Quick)}
     return kind(**((quick if given.get("quick") else {}) | given))
 

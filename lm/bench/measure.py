@@ -1,4 +1,4 @@
-"""What the benchmarks share: equivalence, timing in turns, the limits of the machine, tables."""
+"""What the benchmarks share: checks of equivalence, timing in turns, limits of the machine, tables."""
 
 import contextlib
 import gc
@@ -10,32 +10,34 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lm.bench.options import OnDevice
 from lm.files import UserError
+from lm.report.format import align
+from lm.runs.environment import processor_name
 
 Call = Callable[[], object]
 Row = dict[str, Any]
+Made = TypeVar("Made")
 
 FLOOR = 0.02
 """Seconds that one timing takes at least: a faster call is repeated and its mean taken."""
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Relative error up to which two results are the same. Wider than the laws': a peer may round in places of its own."""
-
-
+"""Relative error up to which two results count as equal. Wider than in the tests: other code may round elsewhere."""
 ENOUGH = 0.9
 """Share of the time for which a measurement must have had the CPU. Several threads can hide a smaller loss."""
 WARNINGS: list[str] = []
-"""What this process said against its own timings; goes into the JSON."""
+"""Warnings about the timings of this process; they go into the JSON."""
+ALLOCATORS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "LM_BACKEND", "PYTORCH_")
+"""Environment variables that change what memory or threads cost."""
 
 
 class RefusedError(Exception):
-    """Why something is not timed: it is not there, cannot do it here, or computes something else."""
+    """Why a contender is not timed: it is missing, cannot run here, or computes something else."""
 
 
 # ---------------------------------------------------------------- equivalence
@@ -57,7 +59,7 @@ def require_equal(what: str, got: Tensor, want: Tensor, tolerance: float) -> Non
 
 @torch.no_grad()
 def require_forward_equals_steps(module: nn.Module, x: Tensor) -> None:
-    """Law 1 of the mixers, on a mixer (x (B, T, D)) or a whole model (x (B, T)). Raises RefusedError."""
+    """`forward` must equal repeated `step`, of a mixer (x (B, T, D)) or a model (x (B, T)). Raises RefusedError."""
     state, steps = module.init_state(x.shape[0]), []  # type: ignore[operator]
     for x_t in x.unbind(1):
         y, state = module.step(x_t, state)  # type: ignore[operator]
@@ -65,11 +67,33 @@ def require_forward_equals_steps(module: nn.Module, x: Tensor) -> None:
     require_equal("forward against steps", module(x)[0], torch.stack(steps, dim=1), TOLERANCE[torch.float32])
 
 
+def prepare(makers: Mapping[str, Callable[[], tuple[Made, Row]]], **columns: Any) -> tuple[dict[str, Made], list[Row]]:
+    """Make the contenders.
+
+    Args:
+        makers: by name; each returns what is to be timed and columns of its row, or raises an error.
+        columns: of all rows.
+
+    Returns:
+        Those that were made, by name; and the rows, with the reason as `skipped` for those that were not.
+    """
+    made, rows = {}, []
+    for name, make in makers.items():
+        rows.append({"name": name, **columns})
+        try:
+            made[name], more = make()
+            rows[-1] |= more
+        except (RefusedError, RuntimeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            rows[-1]["skipped"] = reason if isinstance(error, RefusedError) else f"fails: {reason[:120]}"
+    return made, rows
+
+
 # ---------------------------------------------------------------- time
 
 
 def precision(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """What a user of that type would run in: autocast for half of 32 bits, else nothing."""
+    """Autocast for types of 16 bits, as a user would run them; nothing for others."""
     return torch.autocast(device.type, dtype) if dtype.itemsize == 2 else contextlib.nullcontext()
 
 
@@ -91,8 +115,8 @@ def _finish(device: torch.device) -> None:
 def in_turns(
     calls: Mapping[str, Call], repeat: int, device: torch.device, starved: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each call, `repeat` times. One round runs them all, so that a disturbance does not hit one alone, and
-    each begins another round, since what comes first pays for the collection of garbage and for cold caches.
+    """Seconds of each call, `repeat` times. A round runs them all, so that a disturbance does not hit one alone, and
+    each begins another round, since the first call pays for garbage collection and cold caches.
 
     Warns when others took the CPU, unless `starved` says that this is meant.
     """
@@ -111,9 +135,9 @@ def in_turns(
 
 
 def _warn_if_starved(wall: float, busy: float) -> None:
-    """A process that never waits by itself has the CPU for all of its time, unless others take it away.
+    """Warn if this process did not have the CPU: it never waits by itself, so that others must have taken it.
 
-    Then not even ratios hold: a slow contender meets every interruption, a fast one slips between two.
+    Then even ratios are wrong: a slow contender is interrupted more often than a fast one.
     """
     if busy < ENOUGH * wall:
         warning = f"others took the CPU: it was ours for {busy / wall:.0%} of the time. These timings mean nothing."
@@ -122,7 +146,7 @@ def _warn_if_starved(wall: float, busy: float) -> None:
 
 
 def _warm_up(call: Call, device: torch.device) -> int:
-    """How often the call fits into FLOOR; what its first run builds and allocates is not counted."""
+    """How often the call fits into FLOOR. Its first run, which builds and allocates, is not counted."""
     if seconds(call, device) > FLOOR and device.type == "cpu":
         return 1
     return max(1, math.ceil(FLOOR / max(seconds(call, device), 1e-7)))
@@ -137,7 +161,7 @@ def median(times: Sequence[float]) -> float:
 
 
 def copy_call(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Call:
-    """Copy one tensor to another: the memory's limit. Both exist beforehand."""
+    """Copy a tensor into another that exists: the memory's limit."""
     source, target = (torch.ones(shape, dtype=dtype, device=device) for _ in range(2))
     return lambda: target.copy_(source)
 
@@ -148,17 +172,17 @@ def gemm_call(n: int, dtype: torch.dtype, device: torch.device) -> Call:
     return lambda: torch.mm(a, b, out=out)
 
 
-# ---------------------------------------------------------------- arguments
+# ---------------------------------------------------------------- options
 
 
-def device_and_type(arguments: SimpleNamespace) -> tuple[torch.device, torch.dtype]:
+def device_and_type(options: OnDevice) -> tuple[torch.device, torch.dtype]:
     """--device and --dtype. Raises UserError for a device that is not here."""
-    name = arguments.device
+    name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no such device here")
-    return torch.device(name), getattr(torch, arguments.dtype)
+    return torch.device(name), getattr(torch, getattr(options, "dtype", "float32"))
 
 
 def sizes(words: Iterable[str], axes: str) -> list[tuple[int, ...]]:
@@ -172,63 +196,28 @@ def sizes(words: Iterable[str], axes: str) -> list[tuple[int, ...]]:
     return result
 
 
-def names(asked: Sequence[str] | None, known: Iterable[str], option: str = "--mixers") -> list[str]:
-    """Those asked for, or all. Raises UserError for an unknown one."""
-    known = list(known)
-    for name in asked or ():
-        if name not in known:
-            raise UserError(f"{option}: {name} is not one of {', '.join(known)}")
-    return list(asked or known)
-
-
 # ---------------------------------------------------------------- report
 
 
-def conditions(arguments: SimpleNamespace) -> Row:
-    """What the numbers depend on: machine, versions, settings, options."""
-    device, dtype = device_and_type(arguments)
-    return {
-        "machine": _machine(device),
+def heading(title: str, options: OnDevice) -> Row:
+    """Print what is measured and where. Returns what the numbers depend on, for the JSON."""
+    device, dtype = device_and_type(options)
+    installed = {package.name: package.version for package in importlib.metadata.distributions()}
+    about = {
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "peers": {package: _version(package) for package in ("minGRU-pytorch", "mambapy")},
+        "peers": {package: installed.get(package) for package in ("minGRU-pytorch", "mambapy")},
         "environment": {key: os.environ[key] for key in sorted(os.environ) if key.startswith(ALLOCATORS)},
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "options": dict(sorted(vars(arguments).items())),
+        "options": dict(sorted(vars(options).items())),
     }
-
-
-ALLOCATORS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "LM_BACKEND", "PYTORCH_")
-"""Settings that change what memory or threads cost."""
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def heading(title: str, arguments: SimpleNamespace) -> Row:
-    """Print what is measured and where; returns the conditions for the JSON."""
-    about = conditions(arguments)
-    print(
-        f"{title}\n{about['machine']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}", flush=True
-    )
+    where = f"{about['machine']}, {about['threads']} threads, {about['dtype']}, torch {about['torch']}"
+    print(f"{title}\n{where}", flush=True)
     return about
 
 
@@ -239,30 +228,24 @@ def spread(times: Sequence[float]) -> str:
     return f"{middle:,.{digits}f} [{low:,.{digits}f}-{high:,.{digits}f}]"
 
 
-def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
-    """A table's entry, `-` where there is none."""
-    return "-" if value is None else f"{value:{form}}{unit}"
+def print_table(header: Sequence[str], rows: Iterable[Row], cells: Callable[[Row], Sequence[str]]) -> None:
+    """Print a row per contender: its name, and its cells or why it was skipped."""
+    lines = [[row["name"], *([row["skipped"]] if "skipped" in row else cells(row))] for row in rows]
+    print("\n".join(align([header, *lines], left=1, rule=False)), end="\n\n", flush=True)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns, the first to the left. A row shorter than the header is a name and a remark."""
-    full = [header, *(row for row in rows if len(row) == len(header))]
-    widths = [max(len(row[i]) for row in full) for i in range(len(header))]
-    widths[0] = max([widths[0], *(len(row[0]) for row in rows)])
-    for row in (header, *rows):
-        cells = [row[0].ljust(widths[0])]
-        right = zip(row[1:], widths[1:], strict=False)
-        cells += [cell.rjust(width) for cell, width in right] if len(row) == len(header) else row[1:]
-        print("  ".join(cells).rstrip())
-    print(flush=True)
+PanelSpec = tuple[str, str, Callable[[Row], float]]
+"""Title, label of the y axis, and value of a row."""
 
 
-def skip(name: str, error: Exception) -> Row:
-    """The row of a contender that is not timed."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return {"name": name, "skipped": reason if isinstance(error, RefusedError) else f"fails: {reason[:120]}"}
+def draw(path: str, points: list[Row], title: str, panels: list[PanelSpec]) -> None:
+    """Draw values over sequence length, a curve per name; on logarithmic axes, where 0 and less have no place."""
+    from lm.report.plot import Curve, Panel, save
 
-
-def program(*words: str) -> list[str]:
-    """The command of a fresh Python with the same settings."""
-    return [sys.executable, *words]
+    drawn = []
+    for heading, label, value in panels:
+        curves: dict[str, list[Curve]] = {}
+        for name in dict.fromkeys(row["name"] for row in points):
+            curves[name] = [[(row["T"], y) for row in points if row["name"] == name and (y := value(row)) > 0]]
+        drawn.append(Panel("sequence length", label, curves, heading))
+    save(path, drawn, title, log=(True, True))

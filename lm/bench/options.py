@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from lm.config.fields import Count, Natural, Output, Positive, Range
+from lm.config.options import MixerName
 
 POWERS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
-Even = Annotated[int, Range(least=2)]
+CellName = Literal["mingru", "minlstm"]
+Width = Annotated[int, Range(least=2)]
 
 
 @dataclass(frozen=True)
@@ -16,9 +18,12 @@ class Quick:
     value: Any
 
 
+Repeat = Annotated[Count, Quick(2)]
+
+
 @dataclass
 class Common:
-    """What all benchmarks have."""
+    """The options of all benchmarks."""
 
     json: Output | None = None
     """write the numbers to this file"""
@@ -29,39 +34,50 @@ class Common:
 
 
 @dataclass
-class Placed(Common):
-    """What runs on a device of choice."""
+class Timed:
+    """The option of benchmarks that measure time."""
+
+    repeat: Repeat = 7
+    """timings of each, taken in turns"""
+
+
+@dataclass
+class OnDevice(Common):
+    """The options of benchmarks that run on a CPU or a GPU, in float32 unless they have an option for it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu, cuda, or auto: a GPU if there is one"""
+
+
+@dataclass
+class Placed(OnDevice):
+    """The options of benchmarks that run in several types of numbers."""
+
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """float32, bfloat16 or float16"""
 
 
 @dataclass
-class Overhead(Common):
+class Overhead(Timed, Common):
     """Seconds per step of `char-lm train` over those of a bare loop with the same model, batches and optimiser."""
 
     steps: Annotated[Count, Quick(20)] = 60
     """steps in one run"""
-    repeat: Annotated[Count, Quick(2)] = 3
-    """timings of each, taken in turns"""
+    repeat: Repeat = 3
 
 
 @dataclass
-class Cell(Placed):
+class Cell(Timed, Placed):
     """One cell: our backends against other implementations, forward and backward."""
 
     sizes: Annotated[list[str], Quick(["2x64x16"])] = field(
         default_factory=lambda: ["64x256x768", "8x4096x384", "1x65536x384"]
     )
     """B x T x D"""
-    cells: list[Literal["mingru", "minlstm"]] = field(default_factory=lambda: ["mingru", "minlstm"])
+    cells: list[CellName] = field(default_factory=lambda: ["mingru", "minlstm"])
     """mingru and minlstm"""
     longest_loop: Count = 4096
     """largest T at which the Python loop runs"""
-    repeat: Annotated[Count, Quick(2)] = 7
-    """timings of each, taken in turns"""
 
 
 @dataclass
@@ -73,14 +89,14 @@ class Busy(Cell):
 
 
 @dataclass
-class Train(Placed):
+class Train(Timed, Placed):
     """Whole models, forward + backward, per mixer, against minGRU-pytorch's minLM."""
 
     sizes: Annotated[list[str], Quick(["2x32"])] = field(default_factory=lambda: ["16x256", "4x1024", "1x4096"])
     """B x T"""
-    mixers: Annotated[list[str], Quick(["mingru"])] = field(default_factory=list)
+    mixers: Annotated[list[MixerName], Quick(["mingru"])] = field(default_factory=list)
     """which ones (default: all but the step-by-step references)"""
-    width: Annotated[Even, Quick(32)] = 384
+    width: Annotated[Width, Quick(32)] = 384
     """channels"""
     layers: Annotated[Count, Quick(1)] = 3
     """number of blocks; attention takes twice as many"""
@@ -88,21 +104,20 @@ class Train(Placed):
     """muon or adamw: time its step as well"""
     gemm: Annotated[Count, Quick(128)] = 2048
     """the limit: multiply square matrices of this size"""
-    repeat: Annotated[Count, Quick(2)] = 5
-    """timings of each, taken in turns"""
+    repeat: Repeat = 5
 
 
 @dataclass
-class Length(Placed):
+class Length(Timed, Placed):
     """Time and peak memory of training one mixer, against sequence length."""
 
     lengths: Annotated[list[Count], Quick([16, 32])] = field(default_factory=lambda: list(POWERS))
     """sequence lengths"""
-    mixers: Annotated[list[str], Quick(["mingru"])] = field(default_factory=list)
+    mixers: Annotated[list[MixerName], Quick(["mingru"])] = field(default_factory=list)
     """which ones (default: all)"""
     batch: Annotated[Count, Quick(2)] = 8
     """sequences, the same at every length"""
-    width: Annotated[Even, Quick(16)] = 128
+    width: Annotated[Width, Quick(16)] = 128
     """channels"""
     expansion: Positive = 1.0
     """hidden channels as a multiple of the width"""
@@ -112,8 +127,7 @@ class Length(Placed):
     """stop a mixer when one training step takes longer, in seconds"""
     plot: Output | None = None
     """draw a picture into this PNG file"""
-    repeat: Annotated[Count, Quick(2)] = 3
-    """timings of each, taken in turns"""
+    repeat: Repeat = 3
 
 
 @dataclass
@@ -122,21 +136,21 @@ class Numerics(Placed):
 
     lengths: Annotated[list[Count], Quick([64, 128])] = field(default_factory=lambda: list(POWERS))
     """sequence lengths"""
-    cells: list[Literal["mingru", "minlstm"]] = field(default_factory=lambda: ["mingru", "minlstm"])
+    cells: list[CellName] = field(default_factory=lambda: ["mingru", "minlstm"])
     """mingru and minlstm"""
-    width: Annotated[Even, Quick(8)] = 64
+    width: Annotated[Width, Quick(8)] = 64
     """channels"""
     plot: Output | None = None
     """draw a picture into this PNG file"""
 
 
 @dataclass
-class Sample(Placed):
+class Sample(Timed, OnDevice):
     """Characters per second of decoding: against other samplers, many at once, and after a long time."""
 
     parts: list[Literal["peers", "batch", "length"]] = field(default_factory=list)
     """which tables: peers, batch, length (default: all)"""
-    widths: Annotated[list[Even], Quick([16])] = field(default_factory=lambda: [128, 384])
+    widths: Annotated[list[Width], Quick([16])] = field(default_factory=lambda: [128, 384])
     """channels of our models; batch and length take the first"""
     layers: Annotated[Count, Quick(1)] = 3
     """number of blocks"""
@@ -144,14 +158,12 @@ class Sample(Placed):
     """samples at once"""
     generated: Annotated[list[Count], Quick([20, 40])] = field(default_factory=lambda: [1000, 100_000])
     """characters written before timing; try 1000000"""
-    mixers: list[str] = field(default_factory=lambda: ["mingru", "attention"])
+    mixers: list[MixerName] = field(default_factory=lambda: ["mingru", "attention"])
     """whose time is taken after a long time"""
     window: Annotated[Count, Quick(16)] = 256
     """attention's"""
     chars: Annotated[Count, Quick(100)] = 1000
     """characters in one timing; a fiftieth of it where each takes milliseconds"""
-    repeat: Annotated[Count, Quick(2)] = 7
-    """timings of each, taken in turns"""
 
 
 @dataclass
@@ -160,18 +172,11 @@ class Parameters(Common):
 
     expansions: list[Count] = field(default_factory=lambda: [1, 2, 3, 4])
     """hidden channels as a multiple of the width"""
-    width: Annotated[Even, Quick(32)] = 384
+    width: Annotated[Width, Quick(32)] = 384
     """channels"""
 
 
 BENCHMARKS: dict[str, type[Common]] = {
-    "overhead": Overhead,
-    "cell": Cell,
-    "busy": Busy,
-    "train": Train,
-    "length": Length,
-    "numerics": Numerics,
-    "sample": Sample,
-    "parameters": Parameters,
+    kind.__name__.lower(): kind for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters)
 }
 """Each benchmark is the module of its name in this package."""

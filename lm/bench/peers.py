@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, logsigmoid, scaled_dot_product_attention, softplus
 
 from lm import recurrence
-from lm.bench.measure import RefusedError
+from lm.bench.measure import RefusedError, precision
 from lm.recurrence.reference import g
 
 CELLS = {"mingru": 2, "minlstm": 3}
 """Parts of the projection; ours is [gate logits ... | candidate]."""
+SCANS = {"mingru": recurrence.mingru_scan, "minlstm": recurrence.minlstm_scan}
 YARDSTICK = "minGRU-pytorch"
 LOOP = "Python loop"
 
@@ -45,9 +46,8 @@ class Contender:
 def contenders(kind: str, device: torch.device) -> dict[str, Contender]:
     """All that can do this cell on this device, by name; ours first."""
     parts = CELLS[kind]
-    scan = {"mingru": recurrence.mingru_scan, "minlstm": recurrence.minlstm_scan}[kind]
     found = {
-        f"ours, {label}": Contender(lambda: lambda projection: scan(projection)[0], backend=backend)
+        f"ours, {label}": Contender(lambda: lambda projection: SCANS[kind](projection)[0], backend=backend)
         for label, backend in backends(device).items()
     }
     found[YARDSTICK] = Contender(lambda: mingru_pytorch(kind), candidate_first=True)
@@ -81,6 +81,20 @@ def backend(name: str | None) -> Iterator[None]:
             os.environ.pop("LM_BACKEND")
         if before is not None:
             os.environ["LM_BACKEND"] = before
+
+
+def gradients(call: Callable[..., Tensor], name: str | None, grad_h: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """h of some inputs under a backend of ours, in the type of `grad_h` (B, T, D), and the gradients of the inputs."""
+    with backend(name):
+        with precision(inputs[0].device, inputs[0].dtype):
+            h = call(*inputs).to(grad_h.dtype)
+        return h, *torch.autograd.grad(h, inputs, grad_h)
+
+
+def truth(kind: str, grad_h: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The same by our plain torch path in float64, of a projection and perhaps an initial state."""
+    wide = (x.detach().double().requires_grad_() for x in inputs)
+    return gradients(lambda *x: SCANS[kind](*x)[0], "portable", grad_h.double(), *wide)
 
 
 def late(module: str, package: str = '"char-lm[bench]"') -> Any:

@@ -13,26 +13,26 @@ text, the peers by torch.multinomial.
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lm.bench import measure, models, peers
+from lm.bench import measure, models, options, peers
 from lm.bench.measure import RefusedError, Row
-from lm.bench.train import make_minlm, make_ours, require_minlm
+from lm.bench.train import VOCABULARY, make_minlm, make_ours, require_minlm
+from lm.config.options import Weights
 from lm.corpora.tokenizer import CharTokenizer
-from lm.mixers import MIXERS
 from lm.model import LanguageModel
+from lm.report.format import number
 from lm.sampling.decoder import Decoder, read
 from lm.sampling.filters import SamplingOptions
-from lm.sampling.packed import WEIGHTS, Packed, UnsupportedError, linears, pack
+from lm.sampling.packed import Packed, UnsupportedError, linears, pack
 from lm.sampling.text import write
 
-VOCABULARY = 65
 TEMPERATURE = 0.8
 TOKENIZER = CharTokenizer("".join(map(chr, range(64, 63 + VOCABULARY))))
 CHAIN, PLAIN, MINLM = "matrix-vector chain, torch", "ours, LanguageModel.step", "minGRU-pytorch minLM"
@@ -90,12 +90,12 @@ def chain(model: LanguageModel, chars: int) -> measure.Call:
 # ---------------------------------------------------------------- contenders
 
 
-def slow(arguments: SimpleNamespace) -> int:
-    """Characters in one timing of what takes milliseconds for each, whose calls do not come in bursts."""
+def slow(arguments: options.Sample) -> int:
+    """Characters in one timing of contenders that take milliseconds for each."""
     return max(1, arguments.chars // 50)
 
 
-def make(name: str, width: int, arguments: SimpleNamespace) -> LanguageModel:
+def make(name: str, width: int, arguments: options.Sample) -> LanguageModel:
     """A model of ours in eval mode, checked. Raises RefusedError."""
     device, _ = measure.device_and_type(arguments)
     model = models.make(name, width, arguments.layers, VOCABULARY, window=arguments.window).to(device).eval()
@@ -103,8 +103,8 @@ def make(name: str, width: int, arguments: SimpleNamespace) -> LanguageModel:
     return model
 
 
-def packed(model: LanguageModel, weights: str) -> Packed:
-    """It packed, checked against itself with rounded weights. Raises RefusedError."""
+def packed(model: LanguageModel, weights: Weights) -> Packed:
+    """A packed model, checked against itself with rounded weights. Raises RefusedError."""
     try:
         fast = Packed(model, weights)
     except UnsupportedError as error:
@@ -113,69 +113,70 @@ def packed(model: LanguageModel, weights: str) -> Packed:
     return fast
 
 
-class Contender(NamedTuple):
-    """What is timed."""
+@dataclass(frozen=True)
+class Contender:
+    """What is timed: one call writes `chars` characters."""
 
-    model: nn.Module
     write: measure.Call
     chars: int
-    """that one call writes"""
 
 
-def minlm(width: int, arguments: SimpleNamespace) -> Contender:
+def minlm(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
     """lucidrains' model with carried state, checked against ours on equal weights. It has no convolution then."""
-    options = SimpleNamespace(width=width, layers=arguments.layers)
-    model = make_minlm(options).eval()
+    model = make_minlm(width, arguments.layers).eval()
     ids = torch.randint(VOCABULARY, (1, 24))
-    require_minlm(make_ours("mingru, gelu", 24, options), model, ids)
+    require_minlm(make_ours("mingru, gelu", 24, width, arguments.layers), model, ids)
     chars = slow(arguments)
     write = sampler(lambda ids, state: model(ids, return_prev_hiddens=True, prev_hiddens=state), 1, chars)
-    return Contender(model, write, chars)
+    return model, Contender(write, chars)
 
 
-def gpt(width: int, arguments: SimpleNamespace) -> Contender:
+def gpt(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
     """The model of nanoGPT's recipe at this width, which recomputes its whole window for each character."""
-    layers, heads, context = next(shape for least, shape in GPTS.items() if width >= least)
+    layers, heads, context = gpt_shape(width)
     torch.manual_seed(0)
     model = peers.GPT(VOCABULARY, layers, heads, width, context).eval()
     chars = slow(arguments)
-    return Contender(model, sampler(lambda ids, _: (model(ids), None), context, chars), chars)
+    return model, Contender(sampler(lambda ids, _: (model(ids), None), context, chars), chars)
 
 
-def contenders(width: int, arguments: SimpleNamespace) -> dict[str, Callable[[], Contender]]:
-    """What is timed at batch 1, by name."""
+def gpt_shape(width: int) -> tuple[int, int, int]:
+    """Layers, heads and context of the nanoGPT of this width."""
+    return next(shape for least, shape in GPTS.items() if width >= least)
+
+
+def contenders(width: int, arguments: options.Sample) -> dict[str, Callable[[], tuple[nn.Module, Contender]]]:
+    """The models at batch 1 by name, and what is timed of them."""
     chars, few = arguments.chars, slow(arguments)
     ours = functools.cache(lambda: make("mingru", width, arguments))
-    layers, _, context = next(shape for least, shape in GPTS.items() if width >= least)
+    layers, _, context = gpt_shape(width)
 
-    def fast(weights: str) -> Contender:
-        return Contender(ours(), Writer(packed(ours(), weights), 1, chars), chars)
+    def fast(weights: Weights) -> tuple[nn.Module, Contender]:
+        return ours(), Contender(Writer(packed(ours(), weights), 1, chars), chars)
 
     return {
-        CHAIN: lambda: Contender(ours(), chain(ours(), few), few),
-        **{f"ours, {weights}": functools.partial(fast, weights) for weights in WEIGHTS},
-        PLAIN: lambda: Contender(ours(), Writer(ours(), 1, few), few),
+        CHAIN: lambda: (ours(), Contender(chain(ours(), few), few)),
+        **{f"ours, {weights}": functools.partial(fast, weights) for weights in get_args(Weights)},
+        PLAIN: lambda: (ours(), Contender(Writer(ours(), 1, few), few)),
         MINLM: lambda: minlm(width, arguments),
         f"nanoGPT {layers} x {width}, context {context}": lambda: gpt(width, arguments),
     }
 
 
-def compare(width: int, arguments: SimpleNamespace) -> list[Row]:
+def compare(width: int, arguments: options.Sample) -> list[Row]:
     """One row per contender: characters per second, and the ratios to the three yardsticks."""
     device, _ = measure.device_and_type(arguments)
-    rows: list[Row] = []
-    made: dict[str, Contender] = {}
-    for name, prepare in contenders(width, arguments).items():
-        try:
-            made[name] = prepare()
-            parameters = sum(p.numel() for p in made[name].model.parameters())
-            rows.append({"name": name, "width": width, "parameters": parameters})
-        except (RefusedError, RuntimeError) as error:
-            rows.append({**measure.skip(name, error), "width": width})
+
+    def prepare(maker: Callable[[], tuple[nn.Module, Contender]]) -> tuple[Contender, Row]:
+        model, contender = maker()
+        return contender, {"parameters": sum(p.numel() for p in model.parameters())}
+
+    makers = {name: functools.partial(prepare, maker) for name, maker in contenders(width, arguments).items()}
+    made, rows = measure.prepare(makers, width=width)
     times = measure.in_turns({name: each.write for name, each in made.items()}, arguments.repeat, device)
     speeds = {name: [made[name].chars / seconds for seconds in several] for name, several in times.items()}
     for row in rows:
-        if row["name"] in speeds:
+        if "skipped" not in row:
             row["speeds"] = speeds[row["name"]]
             for short, yardstick in (("chain", CHAIN), ("minlm", MINLM), ("nanogpt", "nanoGPT")):
                 known = [measure.median(s) for name, s in speeds.items() if name.startswith(yardstick)]
@@ -186,7 +187,7 @@ def compare(width: int, arguments: SimpleNamespace) -> list[Row]:
 # ---------------------------------------------------------------- many at once
 
 
-def compare_batches(weights: str, arguments: SimpleNamespace) -> Row:
+def compare_batches(weights: Weights, arguments: options.Sample) -> tuple[None, Row]:
     """Characters per second of all samples together, at batch 1 and at --batch. Raises RefusedError."""
     device, dtype = measure.device_and_type(arguments)
     model = make("mingru", arguments.widths[0], arguments)
@@ -197,11 +198,10 @@ def compare_batches(weights: str, arguments: SimpleNamespace) -> Row:
     one, many = (
         [batch * arguments.chars / t for t in ts] for batch, ts in zip((1, arguments.batch), times, strict=True)
     )
-    flops = 2 * sum(linear.weight.numel() for linear in linears(model)) * measure.median(many)
-    return {
-        **{"name": f"ours, {weights}", "one": one, "many": many, "ratio": measure.median(many) / measure.median(one)},
-        **{"flops_per_second": flops, "of_sgemm": flops * measure.median(sgemm) / (2 * GEMM**3)},
-    }
+    rate = measure.median(many)
+    flops = 2 * sum(linear.weight.numel() for linear in linears(model)) * rate
+    limits = {"flops_per_second": flops, "of_sgemm": flops * measure.median(sgemm) / (2 * GEMM**3)}
+    return None, {"one": one, "many": many, "ratio": rate / measure.median(one), **limits}
 
 
 # ---------------------------------------------------------------- after a long time
@@ -215,7 +215,7 @@ def resident() -> int | None:
         return None
 
 
-def grow(name: str, arguments: SimpleNamespace) -> list[Row]:
+def grow(name: str, arguments: options.Sample) -> tuple[list[Row], Row]:
     """One row per length: seconds per character there, all lengths in turns, and memory as generation went on."""
     device, _ = measure.device_and_type(arguments)
     model = make(name, arguments.widths[0], arguments)
@@ -229,7 +229,7 @@ def grow(name: str, arguments: SimpleNamespace) -> list[Row]:
         memory.append(resident())
     times = measure.in_turns(writers, 5 * arguments.repeat, device)  # a ratio near 1 wants many
     seconds = [[t / chars for t in several] for several in times.values()]
-    return [
+    rows = [
         {
             "name": name,
             "generated": int(length),
@@ -239,56 +239,47 @@ def grow(name: str, arguments: SimpleNamespace) -> list[Row]:
         }
         for length, several, now in zip(writers, seconds, memory, strict=True)
     ]
+    return rows, {}
 
 
 # ---------------------------------------------------------------- report
 
 
-def run(arguments: SimpleNamespace) -> Row:
+def run(arguments: options.Sample) -> Row:
     """The tables asked for."""
-    arguments.dtype = "float32"
-    parts = measure.names(arguments.parts, REPORTS, "--parts")
-    measure.names(arguments.mixers, MIXERS)
     about = measure.heading(f"Decoding, {arguments.layers} layers, temperature {TEMPERATURE}", arguments)
-    return {"conditions": about, **{part: REPORTS[part](arguments) for part in parts}}
+    return {"conditions": about, **{part: REPORTS[part](arguments) for part in arguments.parts or REPORTS}}
 
 
-def report_peers(arguments: SimpleNamespace) -> list[Row]:
+def report_peers(arguments: options.Sample) -> list[Row]:
     """Print and return the table of each width."""
     rows: list[Row] = []
     for width in arguments.widths:
         rows += (these := compare(width, arguments))
         print(f"\nbatch 1, width {width}")
         header = ("", "parameters", "characters/s", "[min-max]", "x chain", "x minGRU-pytorch", "x nanoGPT")
-        measure.print_table(header, [peer_row(row) for row in these])
+        measure.print_table(header, these, peer_row)
     return rows
 
 
-def report_batch(arguments: SimpleNamespace) -> list[Row]:
+def report_batch(arguments: options.Sample) -> list[Row]:
     """Print and return the table of many samples over one."""
-    rows = []
-    for weights in WEIGHTS:
-        try:
-            rows.append(compare_batches(weights, arguments))
-        except RefusedError as error:
-            rows.append(measure.skip(f"ours, {weights}", error))
+    makers = {
+        f"ours, {weights}": functools.partial(compare_batches, weights, arguments) for weights in get_args(Weights)
+    }
+    _, rows = measure.prepare(makers)
     print(f"\nbatch {arguments.batch} over batch 1, width {arguments.widths[0]}, characters/s of all together")
     header = ("", "batch 1", "[min-max]", f"batch {arguments.batch}", "[min-max]", "ratio", "GFLOP/s", "of sgemm")
-    measure.print_table(header, [batch_row(row) for row in rows])
+    measure.print_table(header, rows, batch_row)
     return rows
 
 
-def report_length(arguments: SimpleNamespace) -> list[Row]:
+def report_length(arguments: options.Sample) -> list[Row]:
     """Print and return the table of what was generated before."""
-    rows: list[Row] = []
-    for name in arguments.mixers:
-        try:
-            rows += grow(name, arguments)
-        except RefusedError as error:
-            rows.append(measure.skip(name, error))
+    made, rows = measure.prepare({name: functools.partial(grow, name, arguments) for name in arguments.mixers})
+    rows = [each for row in rows for each in made.get(row["name"], [row])]
     print(f"\nafter so many characters, batch 1, width {arguments.widths[0]}; attention's window {arguments.window}")
-    header = ("", "generated", "ms per character", "ratio", "memory growth MB")
-    measure.print_table(header, [length_row(row) for row in rows])
+    measure.print_table(("", "generated", "ms per character", "ratio", "memory growth MB"), rows, length_row)
     return rows
 
 
@@ -301,30 +292,18 @@ def rate(speeds: list[float]) -> tuple[str, str]:
 
 
 def peer_row(row: Row) -> tuple[str, ...]:
-    """The cells of one contender."""
-    if "skipped" in row:
-        return row["name"], row["skipped"]
-    ratios = (measure.number(row[key], ".2f" if key == "chain" else ".1f") for key in ("chain", "minlm", "nanogpt"))
-    return row["name"], f"{row['parameters']:,}", *rate(row["speeds"]), *ratios
+    """The cells of a contender at batch 1."""
+    ratios = (number(row[key], ".2f" if key == "chain" else ".1f") for key in ("chain", "minlm", "nanogpt"))
+    return f"{row['parameters']:,}", *rate(row["speeds"]), *ratios
 
 
 def batch_row(row: Row) -> tuple[str, ...]:
     """The cells of one kind of weights."""
-    if "skipped" in row:
-        return row["name"], row["skipped"]
     limits = f"{row['flops_per_second'] / 1e9:.0f}", f"{row['of_sgemm']:.0%}"
-    return row["name"], *rate(row["one"]), *rate(row["many"]), measure.number(row["ratio"], ".1f"), *limits
+    return *rate(row["one"]), *rate(row["many"]), number(row["ratio"], ".1f"), *limits
 
 
 def length_row(row: Row) -> tuple[str, ...]:
-    """The cells of one mixer at one length."""
-    if "skipped" in row:
-        return row["name"], row["skipped"]
+    """The cells of a mixer at one length."""
     growth = None if row["growth"] is None else row["growth"] / 1e6
-    return (
-        row["name"],
-        f"{row['generated']:,}",
-        measure.spread(row["seconds"]),
-        measure.number(row["ratio"], ".3f"),
-        measure.number(growth, ".1f"),
-    )
+    return f"{row['generated']:,}", measure.spread(row["seconds"]), number(row["ratio"], ".3f"), number(growth, ".1f")

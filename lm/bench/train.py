@@ -1,23 +1,24 @@
 """Whole models, forward + backward at the paper's size, per mixer, against minGRU-pytorch's minLM.
 
-`mingru, gelu` computes the same function as minLM: it is compared with it on equal weights before anything is timed.
-`mingru` is the same with the MLP that train.py has by default, squared ReLU. GFLOP/s counts 6 x parameters x
-characters, whatever a mixer does beside its matrices.
+`mingru, gelu` computes the same function as minLM: the two are compared on equal weights before anything is timed.
+`mingru` has the default MLP instead, squared ReLU. GFLOP/s counts 6 x parameters x characters, whatever a mixer does
+beside its matrices.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lm.bench import measure, models, peers
-from lm.bench.measure import RefusedError, Row
+from lm.bench import measure, models, options, peers
+from lm.bench.measure import Row
 from lm.config.options import OptimConfig
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
+from lm.report.format import number
 from lm.training.loss import nll
 from lm.training.optim import make_optimizer
 
@@ -45,24 +46,19 @@ class Step:
             loss = nll(self.logits(self.ids[:, :-1]), self.ids[:, 1:])
         loss.backward()
 
-    @property
-    def parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
 
-
-def make_minlm(arguments: SimpleNamespace) -> nn.Module:
+def make_minlm(width: int, layers: int) -> nn.Module:
     """lucidrains' model with the paper's block but for the convolution. Raises RefusedError if it is not installed."""
     module = peers.late("minGRU_pytorch.minLM")
-    return module.minLM(num_tokens=VOCABULARY, dim=arguments.width, depth=arguments.layers, expansion=EXPANSION)
+    return module.minLM(num_tokens=VOCABULARY, dim=width, depth=layers, expansion=EXPANSION)
 
 
-def make_ours(name: str, T: int, arguments: SimpleNamespace) -> LanguageModel:
+def make_ours(name: str, T: int, width: int, layers: int) -> LanguageModel:
     """Our model with this mixer, or with minLM's MLP if the name ends so. Attention takes twice the layers."""
     mixer, _, mlp = name.partition(", ")
-    layers = arguments.layers * (2 if mixer == "attention" else 1)
-    return models.make(
-        mixer, arguments.width, layers, VOCABULARY, mlp=mlp or "relu2", expansion=EXPANSION, convolution=0, window=T
-    )
+    layers *= 2 if mixer == "attention" else 1
+    given = {"expansion": EXPANSION, "convolution": 0, "window": T}
+    return models.make(mixer, width, layers, VOCABULARY, mlp or "relu2", **given)
 
 
 @torch.no_grad()
@@ -97,70 +93,67 @@ def require_minlm(ours: LanguageModel, theirs: nn.Module, ids: Tensor) -> None:
     measure.require_equal("gradients", grads[0], grads[1], 1e-3)
 
 
-def contenders(arguments: SimpleNamespace) -> list[str]:
+def contenders(arguments: options.Train) -> list[str]:
     """minLM, its twin among ours, and the mixers asked for."""
-    mixers = measure.names(arguments.mixers, MIXERS)
-    if not arguments.mixers:
-        mixers = [name for name in mixers if not name.endswith("_reference")]
-    return [YARDSTICK, "mingru, gelu", *mixers]
+    return [
+        *(YARDSTICK, "mingru, gelu"),
+        *(arguments.mixers or (name for name in MIXERS if not name.endswith("_reference"))),
+    ]
 
 
-def prepare(name: str, ids: Tensor, arguments: SimpleNamespace) -> Step:
+def prepare(name: str, ids: Tensor, arguments: options.Train) -> tuple[Step, Row]:
     """A contender, checked on 24 characters and ready to be timed. Raises RefusedError."""
     torch.manual_seed(0)
     _, dtype = measure.device_and_type(arguments)
-    T = ids.shape[1] - 1
+    T, size = ids.shape[1] - 1, (arguments.width, arguments.layers)
     if name == YARDSTICK:
-        model = make_minlm(arguments).to(ids.device)
-        require_minlm(make_ours("mingru, gelu", T, arguments).to(ids.device), model, ids[:1, :24])
-        return Step(model, model, ids, dtype)
-    ours = make_ours(name, T, arguments).to(ids.device)
-    measure.require_forward_equals_steps(ours, ids[:2, :24])
-    return Step(ours, lambda x: ours(x)[0], ids, dtype)
+        minlm = make_minlm(*size).to(ids.device)
+        require_minlm(make_ours("mingru, gelu", T, *size).to(ids.device), minlm, ids[:1, :24])
+        step = Step(minlm, minlm, ids, dtype)
+    else:
+        ours = make_ours(name, T, *size).to(ids.device)
+        measure.require_forward_equals_steps(ours, ids[:2, :24])
+        step = Step(ours, lambda x: ours(x)[0], ids, dtype)
+    return step, {"parameters": sum(p.numel() for p in step.model.parameters())}
 
 
-def optimizer_step(step: Step, name: str) -> measure.Call:
+def optimizer_step(step: Step, name: Literal["muon", "adamw"]) -> measure.Call:
     """The optimiser's step alone, on the gradients of the last backward pass."""
     step()
-    return make_optimizer(step.model, OptimConfig(name=name)).step  # type: ignore[arg-type]
+    return make_optimizer(step.model, OptimConfig(name=name)).step
 
 
-def compare(size: tuple[int, ...], arguments: SimpleNamespace) -> tuple[list[float], list[Row]]:
+def compare(size: tuple[int, ...], arguments: options.Train) -> tuple[list[float], list[Row]]:
     """The times of the matrix product, and one row per contender."""
     device, dtype = measure.device_and_type(arguments)
     torch.manual_seed(0)
     ids = torch.randint(VOCABULARY, (size[0], size[1] + 1), device=device)
-    rows: list[Row] = []
     calls: dict[str, measure.Call] = {"sgemm": measure.gemm_call(arguments.gemm, dtype, device)}
-    for name in contenders(arguments):
-        try:
-            step = prepare(name, ids, arguments)
-            calls[name] = step
-            if arguments.optimizer and name != YARDSTICK:
-                calls[f"{name} optimiser"] = optimizer_step(step, arguments.optimizer)
-            rows.append({"name": name, "size": size, "parameters": step.parameters})
-        except (RefusedError, RuntimeError) as error:
-            rows.append({**measure.skip(name, error), "size": size})
+    steps, rows = measure.prepare(
+        {name: partial(prepare, name, ids, arguments) for name in contenders(arguments)}, size=size
+    )
+    for name, step in steps.items():
+        calls[name] = step
+        if arguments.optimizer and name != YARDSTICK:
+            calls[f"{name} optimiser"] = optimizer_step(step, arguments.optimizer)
     times = measure.in_turns(calls, arguments.repeat, device)
-    for row in rows:
-        if "skipped" not in row:
-            row |= {"both": times[row["name"]], "optimiser": times.get(f"{row['name']} optimiser")}
-    add_ratios(rows, 2 * arguments.gemm**3 / measure.median(times["sgemm"]), size[0] * size[1])
+    add_ratios(rows, times, 2 * arguments.gemm**3 / measure.median(times["sgemm"]), size[0] * size[1])
     return times["sgemm"], rows
 
 
-def add_ratios(rows: list[Row], limit: float, characters: int) -> None:
-    """Speeds, over the matrix product's rate (FLOP/s) and over minLM's."""
-    known = next((measure.median(row["both"]) for row in rows if row["name"] == YARDSTICK and "both" in row), None)
+def add_ratios(rows: list[Row], times: dict[str, list[float]], limit: float, characters: int) -> None:
+    """Add to each row its times and speeds, also over the matrix product's rate (FLOP/s) and over minLM's."""
+    known = times.get(YARDSTICK)
     for row in rows:
-        if "both" in row:
+        if "skipped" not in row:
+            row |= {"both": times[row["name"]], "optimiser": times.get(f"{row['name']} optimiser")}
             seconds = measure.median(row["both"])
             flops = 6 * row["parameters"] * characters / seconds
             row |= {"characters_per_second": characters / seconds, "flops_per_second": flops, "of_sgemm": flops / limit}
-            row["speedup"] = None if known is None else known / seconds
+            row["speedup"] = measure.median(known) / seconds if known else None
 
 
-def run(arguments: SimpleNamespace) -> Row:
+def run(arguments: options.Train) -> Row:
     """All models at all sizes."""
     about = measure.heading("Whole models: forward + backward", arguments)
     results = []
@@ -169,22 +162,19 @@ def run(arguments: SimpleNamespace) -> Row:
         rate = 2e-9 * arguments.gemm**3 / measure.median(sgemm)
         n = arguments.gemm
         print(f"\nB={B} T={T:,}; a {n} x {n} matrix product takes {measure.spread(sgemm)} ms = {rate:,.1f} GFLOP/s")
-        measure.print_table(HEADER, [table_row(row) for row in rows])
+        measure.print_table(HEADER, rows, table_row)
         results.append({"size": (B, T), "sgemm": sgemm, "sgemm_flops_per_second": 1e9 * rate, "rows": rows})
     return {"conditions": about, "results": results}
 
 
 def table_row(row: Row) -> tuple[str, ...]:
-    """A row as the table shows it."""
-    if "skipped" in row:
-        return row["name"], row["skipped"]
+    """The cells of a contender's row."""
     return (
-        row["name"],
         f"{row['parameters']:,}",
         measure.spread(row["both"]),
         f"{row['characters_per_second']:,.0f}",
         f"{row['flops_per_second'] / 1e9:,.1f}",
-        measure.number(row["of_sgemm"], ".0%"),
-        measure.number(row["speedup"]),
+        number(row["of_sgemm"], ".0%"),
+        number(row["speedup"]),
         measure.spread(row["optimiser"]) if row["optimiser"] else "-",
     )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lm.bench import measure
 from lm.mixers.mingru import MinGRU
 from tests import commands
 
@@ -26,3 +27,23 @@ def wrong_steps(monkeypatch):
     """A minGRU whose steps are not its forward pass."""
     right = MinGRU.step
     monkeypatch.setattr(MinGRU, "step", lambda self, x, state: right(self, 1.01 * x, state))
+
+
+def by_name(rows):
+    """Rows of a result by the name of their contender."""
+    return {row["name"]: row for row in rows}
+
+
+@pytest.fixture
+def timings(monkeypatch):
+    """Give contenders these seconds instead of timing them; each runs once all the same."""
+
+    def call(seconds: dict[str, list[float]], default: float = 1.0) -> None:
+        def in_turns(calls, *arguments, **options):
+            for contender in calls.values():
+                contender()
+            return {name: seconds.get(name, [default]) for name in calls}
+
+        monkeypatch.setattr(measure, "in_turns", in_turns)
+
+    return call

@@ -2,13 +2,11 @@
 
 import sys
 
+import pytest
 import torch
 
 from lm.bench import length, measure
-
-
-def by_name(rows):
-    return {row["name"]: row for row in rows}
+from tests.bench.conftest import by_name
 
 
 def test_length(bench, tmp_path, monkeypatch):
@@ -28,8 +26,10 @@ def test_memory_is_measured_in_a_process_of_its_own(bench):
     assert 2 * tensor < result["results"][0]["bytes"] < 40 * tensor
 
 
-def test_a_process_that_dies_ends_a_mixer(bench, monkeypatch):
-    monkeypatch.setattr(measure, "program", lambda *words: ["sh", "-c", "echo no memory >&2; exit 1"])
+def test_a_process_that_dies_ends_a_mixer(bench, monkeypatch, tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     result, _ = bench("length")
     assert result["results"] == [] and "T = 16: no memory" in result["skipped"][0]["skipped"]
 
@@ -38,7 +38,7 @@ def test_length_stops_at_the_limit_and_at_a_failure(bench, monkeypatch):
     def apart(name, T, arguments):
         if name == "gru":
             raise measure.RefusedError("out of memory")
-        return {"seconds": 1.0 if T == 16 else 99.0, "bytes": T}
+        return 1.0 if T == 16 else 99.0, {"bytes": T}
 
     monkeypatch.setattr(length, "measure_apart", apart)
     result, out = bench("length", "--lengths", "16", "32", "64", "--mixers", "mingru", "gru", "--limit", "50")
@@ -58,3 +58,10 @@ def test_peak_memory_sees_an_allocation():
     block = torch.ones(64 << 20)  # 256 MB: too much for the allocator to have it lying about
     del block
     assert length.peak_bytes(device) - before >= 200 << 20 or sys.platform != "linux"
+
+
+def test_ratios():
+    rows = [{"name": name, "times": times} for name, times in (("mingru", [0.1, 0.5, 0.2]), ("gru", [1.0]))]
+    length.add_ratios(rows, 0.04)
+    assert rows[0]["copies"] == pytest.approx(5) and rows[1]["copies"] == pytest.approx(25)
+    assert rows[0]["speedups"] == {"gru": pytest.approx(5)} and rows[1]["speedups"] == {"gru": 1}

@@ -2,8 +2,32 @@
 
 import pytest
 
+from lm.bench import overhead
+from lm.config.options import ModelConfig
+from lm.model import LanguageModel
+from tests import commands
+
 
 @pytest.mark.slow
-def test_overhead(bench):
+def test_both_train_the_same_model(bench):
     result, out = bench("overhead", "--steps", "4", "--repeat", "1")
-    assert set(result) == {"bare", "train.py", "ratio"} and "train.py / bare loop" in out
+    assert len(result["bare"]) == len(result["train"]) == 1 and min(result["bare"] + result["train"]) > 0
+    assert "char-lm train / bare loop = " in out
+
+
+def test_the_ratio_is_that_of_the_medians(bench, monkeypatch):
+    times = {"bare": iter([0.1, 0.5, 0.2]), "train": iter([0.3, 0.1, 0.6])}
+    model = LanguageModel(5, ModelConfig(width=8, layers=1))
+    monkeypatch.setattr(overhead, "bare_loop", lambda config: (next(times["bare"]), model))
+    monkeypatch.setattr(overhead, "whole_command", lambda steps, words: (next(times["train"]), model))
+    result, out = bench("overhead", "--repeat", "3")
+    assert result["ratio"] == pytest.approx(1.5) and "char-lm train / bare loop = 1.500" in out
+    assert "bare loop        200.0  100.0, 500.0, 200.0" in out
+
+
+def test_models_that_differ_are_refused(monkeypatch, capsys):
+    models = [LanguageModel(5, ModelConfig(width=8, layers=1)) for _ in range(2)]
+    monkeypatch.setattr(overhead, "bare_loop", lambda config: (1.0, models[0]))
+    monkeypatch.setattr(overhead, "whole_command", lambda steps, words: (1.0, models[1]))
+    assert commands.bench(["overhead", "--quick"]) == 2
+    assert "char-lm train and the bare loop differ in embedding.weight" in capsys.readouterr().err

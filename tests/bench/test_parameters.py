@@ -9,6 +9,11 @@ def test_parameters_are_the_papers(bench):
     for row in result["results"]:
         ours, theirs = row["counts"]["weights"]
         assert ours / theirs == pytest.approx(row["paper"], abs=0.0051)
+    width = 32
+    counts = result["results"][1]["counts"]  # minGRU and GRU at expansion 2: their hidden channels are 64
+    assert counts["weights"] == [2 * 64 * width, 3 * 64 * (width + 64)]
+    assert counts["+ biases"] == [2 * 64 * (width + 1), 3 * 64 * (width + 64 + 2)]
+    assert counts["+ down-projection"] == [n + 64 * width for n in counts["weights"]]
 
 
 def test_parameters_refuse_cells_of_different_size(bench, monkeypatch):

@@ -1,6 +1,11 @@
 """`char-lm bench sample` at tiny sizes."""
 
-from lm.bench import sample
+import re
+
+import pytest
+
+from lm.bench import models, sample
+from tests.bench.conftest import by_name
 
 
 def test_sample(bench):
@@ -42,3 +47,33 @@ def test_writers_go_on_where_they_are():
     states = [[one.decoder.position(row).logits for row in range(2)] for one in (writer, same, other)]
     assert (states[0][0] == states[1][0]).all() and (states[0][1] == states[1][1]).all()
     assert (states[0][0] != states[2][0]).any()
+
+
+def test_ratios(bench, timings):
+    """100 characters a call, or 2 where each takes long."""
+    timings({"ours, float32": [0.5, 1.0, 4.0], sample.CHAIN: [0.25], sample.MINLM: [0.5], "5": [2.0], "1": [0.5]}, 4.0)
+    result, out = bench("sample", "--parts", "peers", "batch")
+    rows = by_name(result["peers"])
+    model = models.make("mingru", 16, 1, 65)
+    assert rows["ours, float32"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert rows["ours, float32"]["speeds"] == [200, 100, 25] and re.search(r"float32 .* 100 +\[25-200\]", out)
+    ratios = [rows["ours, float32"][key] for key in ("chain", "minlm", "nanogpt")]
+    assert ratios == [100 / 8, 100 / 4, 100 / 0.5]
+    batch = result["batch"][0]
+    assert (batch["one"], batch["many"], batch["ratio"]) == ([200], [250], 1.25)
+    matrices = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if name.endswith("weight") and p.dim() == 2 and "embedding" not in name and "convolution" not in name
+    )
+    assert batch["flops_per_second"] == 2 * matrices * 250
+    assert batch["of_sgemm"] == pytest.approx(2 * matrices * 250 / (2 * 1024**3 / 4))
+
+
+def test_time_and_memory_after_a_long_text(bench, timings, monkeypatch):
+    timings({"20": [2.0], "40": [3.0]})
+    monkeypatch.setattr(sample, "resident", iter([1_000_000, 3_500_000]).__next__)
+    result, out = bench("sample", "--parts", "length", "--mixers", "mingru")
+    first, last = result["length"]
+    assert (first["seconds"], last["seconds"], last["ratio"]) == ([1.0], [1.5], 1.5)
+    assert (first["growth"], last["growth"]) == (0, 2_500_000) and re.search(r"\n.* 1\.500 +2\.5\n", out)

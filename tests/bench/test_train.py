@@ -2,11 +2,8 @@
 
 import pytest
 
-from lm.bench import train
-
-
-def by_name(rows):
-    return {row["name"]: row for row in rows}
+from lm.bench import models, train
+from tests.bench.conftest import by_name
 
 
 def test_train(bench):
@@ -32,3 +29,16 @@ def test_train_refuses_a_minlm_that_differs(bench, monkeypatch):
     rows = by_name(result["results"][0]["rows"])
     assert "logits off by" in rows[train.YARDSTICK]["skipped"]
     assert rows["mingru"]["speedup"] is None
+
+
+def test_ratios(bench, timings):
+    """64 characters in 2 s, by matrices that another 128 x 128 product would multiply in 1 s."""
+    timings({"gru": [1.0, 2.0, 5.0], train.YARDSTICK: [3.0], "sgemm": [1.0], "gru optimiser": [0.5]})
+    result, out = bench("train", "--mixers", "gru", "--optimizer", "adamw")
+    row = by_name(result["results"][0]["rows"])["gru"]
+    model = models.make("gru", 32, 1, 65, expansion=2.0)
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
+    assert row["characters_per_second"] == 32 and row["flops_per_second"] == 6 * row["parameters"] * 32
+    assert row["of_sgemm"] == pytest.approx(6 * row["parameters"] * 32 / (2 * 128**3))
+    assert row["speedup"] == 1.5 and row["optimiser"] == [0.5] and "500.0 [500.0-500.0]" in out
+    assert result["results"][0]["sgemm_flops_per_second"] == pytest.approx(2 * 128**3)
