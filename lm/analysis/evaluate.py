@@ -87,7 +87,7 @@ def _draw(path: str, losses: dict[str, list[tuple[float, float]]]) -> None:
 def _print_copying(model: "LanguageModel", config: DataConfig, context: int) -> float:
     from lm.training.loss import copying_accuracy
 
-    loss, accuracy = copying_accuracy(model, Copying.of(replace(config, context=context)))
+    loss, accuracy = copying_accuracy(model, Copying.from_config(replace(config, context=context)))
     print(f"context {context:<8} {loss:.4f} nats/answer  {accuracy:.2%} right", flush=True)
     return loss
 

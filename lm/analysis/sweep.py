@@ -81,7 +81,7 @@ def command(path: Path, argv: list[str]) -> list[str] | None:
     """
     config = parse_config(argv)
     run = Run(path)
-    if not run.taken:
+    if not run.exists:
         return [*TRAIN, *argv]
     if run.config() != config:
         raise UserError(f"{run.path} was made with other options; choose another --runs")

@@ -1,13 +1,13 @@
-"""Selective copying: to remember what matters among what does not (arXiv 2312.00752, section 4.1.1).
+"""Selective copying: repeat the data, leave out the noise (arXiv 2312.00752, section 4.1.1).
 
     D . . A . . . C . | | |   ->   D A C        data at random places among noise, then a mark for each answer
 
-The places differ from problem to problem, so that a model must look at what it reads to know what to keep. Problems are
-generated as they are needed; there is no corpus.
+The places differ from problem to problem, so a model must select by content what it keeps in its state. Problems are
+generated when they are needed; there is no corpus.
 """
 
 import string
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +19,10 @@ from lm.files import UserError
 
 NOISE, DATA, MARK = ".", string.ascii_letters[26:] + string.ascii_letters[:26], "|"
 """The characters, in the order of their code points: noise has the first id, the mark the last."""
-
-
 IGNORED = -100
-"""The target where nothing is asked for, as `torch.nn.functional.cross_entropy` has it."""
-
-
+"""Target of a position without an answer: what `torch.nn.functional.cross_entropy` ignores."""
 HELD_OUT = 512
-"""Problems of a validation: the same for every run."""
+"""Number of validation problems, which are the same for every run."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,11 @@ class Copying:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: DataConfig) -> "Copying":
-        """The problems that a configuration asks for.
+    def from_config(cls, config: DataConfig) -> "Copying":
+        """The problems of a configuration.
 
         Raises:
-            UserError: there is no such problem.
+            UserError: the context is too short for them, or the vocabulary too small or too large.
         """
         tokens, vocabulary = config.copying.tokens, config.copying.vocabulary
         if not 4 <= vocabulary <= len(DATA) + 2:
@@ -57,25 +53,23 @@ class Copying:
     def __str__(self) -> str:
         return f"{self.tokens} characters to remember in {self.context - self.tokens}, {self.vocabulary} distinct"
 
-    @property
-    def digest(self) -> str:
-        """Nothing: the configuration says all there is to say of it."""
-        return ""
+    digest = ""
+    """checksum of the text, which there is none of: the configuration defines the problems"""
 
     @property
     def tokenizer(self) -> CharTokenizer:
+        """The noise, as many letters as the vocabulary has, and the mark."""
         return CharTokenizer(NOISE + DATA[: self.vocabulary - 2] + MARK)
 
-    def batch(self, seed: int, step: int, rows: range) -> Piece:
-        """These rows of a step's batch. The targets before the marks are IGNORED."""
-        return self._problems([np.random.Philox(key=seed, counter=[0, 2, step, row]) for row in rows])
+    def batch(self, config: DataConfig, seed: int, step: int, rows: range) -> tuple[Piece, bool]:
+        """These rows of a step's batch, each from the initial state; targets before the marks are IGNORED."""
+        return self._problems([np.random.Philox(key=seed, counter=[0, 2, step, row]) for row in rows]), True
 
-    def validation(self, characters: int = 16_384) -> Iterator[Piece]:
+    def validation_pieces(self, context: int, characters: int = 16_384) -> list[Sequence[Piece]]:
         """The held-out problems, about so many characters at a time."""
         at_once = max(1, characters // self.context)
-        for first in range(0, HELD_OUT, at_once):
-            rows = range(first, min(first + at_once, HELD_OUT))
-            yield self._problems([np.random.Philox(key=0, counter=[0, 3, 0, row]) for row in rows])
+        sources = [np.random.Philox(key=0, counter=[0, 3, 0, row]) for row in range(HELD_OUT)]
+        return [[self._problems(sources[first : first + at_once]) for first in range(0, HELD_OUT, at_once)]]
 
     def _problems(self, sources: list[np.random.Philox]) -> Piece:
         places = self.context - self.tokens

@@ -1,35 +1,31 @@
 """A corpus: one flat array of character ids, split 90/10 by position."""
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lm.config.options import COPYING, DataConfig
-from lm.corpora.cache import cached, keep
+from lm.corpora import cache
+from lm.corpora.batches import Piece, Windows, random_windows, stream, streams
 from lm.corpora.copying import Copying
-from lm.corpora.sources import _read, find_files
+from lm.corpora.sources import find_files, read_texts
 from lm.corpora.tokenizer import CharTokenizer
 from lm.files import UserError
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as ids (n,), uint16 or uint32, memory-mapped from the cache when there is one."""
+    """A text as ids (n,), uint16 or uint32, memory-mapped if it is from the cache."""
 
     ids: np.ndarray
     tokenizer: CharTokenizer
+    digest: str
+    """checksum of the text; see `lm.corpora.cache.digest_of`"""
 
     def __str__(self) -> str:
         return f"{len(self.ids):,} characters, {len(self.tokenizer) - 1} distinct"
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the text as ids and what they stand for (a second for 10^9 characters)."""
-        digest = hashlib.sha256(self.tokenizer.characters.encode())
-        digest.update(np.ascontiguousarray(self.ids).data)
-        return digest.hexdigest()
 
     @property
     def train(self) -> np.ndarray:
@@ -41,10 +37,34 @@ class Corpus:
         """The last 10 %."""
         return self.ids[int(0.9 * len(self.ids)) :]
 
+    def batch(self, config: DataConfig, seed: int, step: int, rows: range) -> tuple[Piece, bool]:
+        """These rows of a step's batch, and whether they start from the initial state instead of a carried one."""
+        if config.sampling == "streams":
+            return streams(self.train, config.context, seed, step, rows, config.batch_size)
+        return random_windows(self.train, config.context, seed, step, rows), True
+
+    def validation_pieces(self, context: int) -> list[Sequence[Piece]]:
+        """The validation split twice: in windows, each to be read from the initial state, and as one sequence."""
+        return [Windows(self.validation, context), stream(self.validation)]
+
 
 def load(config: DataConfig) -> Corpus | Copying:
-    """What `data.corpus` names: a corpus, or the task selective_copying."""
-    return Copying.of(config) if config.corpus == COPYING else load_corpus(config)
+    """What `data.corpus` names, to train on: a corpus, or the task selective_copying.
+
+    Raises:
+        UserError: as `load_corpus`, or the text is too short for data.sampling streams.
+    """
+    if config.corpus == COPYING:
+        return Copying.from_config(config)
+    corpus = load_corpus(config)
+    length = len(corpus.train) // config.batch_size
+    if config.sampling == "streams" and length <= config.context:
+        raise UserError(
+            f"data.sampling streams: data.batch_size {config.batch_size} cuts the {len(corpus.train):,} characters of "
+            f"training into streams of {length:,}, and data.context {config.context} needs {config.context + 1:,}: "
+            "lower one of the two"
+        )
+    return corpus
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -54,8 +74,8 @@ def load_corpus(config: DataConfig) -> Corpus:
         UserError: there is no such corpus, or it cannot be read, or it is too short for `data.context`.
     """
     files = find_files(config)
-    known = cached(files, config) if files else None
-    corpus = Corpus(*known) if known else _encode(config, files)
+    cached = cache.read(files, config) if files else None
+    corpus = Corpus(*(cached or _encode(config, files)))
     shortest = min(len(corpus.train), len(corpus.validation))
     if shortest <= config.context:
         raise UserError(
@@ -67,17 +87,13 @@ def load_corpus(config: DataConfig) -> Corpus:
     return corpus
 
 
-def _encode(config: DataConfig, files: list[Path]) -> Corpus:
-    text = "".join(_read(config, files))
+def _encode(config: DataConfig, files: list[Path]) -> cache.Encoded:
+    text = "".join(read_texts(config, files))
     if not text:
         raise UserError(f"data.corpus {config.corpus}: it is empty")
-    tokenizer = CharTokenizer(_distinct(text))
-    corpus = Corpus(tokenizer.encode(text), tokenizer)
+    tokenizer = CharTokenizer("".join(set(text)))  # which checks each character that it is given
+    ids = tokenizer.encode(text)
+    corpus = ids, tokenizer, cache.digest_of(ids, tokenizer)
     if files:
-        keep(corpus.ids, tokenizer, files, config)
+        cache.write(corpus, files, config)
     return corpus
-
-
-def _distinct(text: str) -> str:
-    """The characters of a text, a megabyte at a time: the set of a whole one would visit it ten times slower."""
-    return "".join(set().union(*(set(text[i : i + 2**20]) for i in range(0, len(text), 2**20))))

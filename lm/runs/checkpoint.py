@@ -1,4 +1,4 @@
-"""Checkpoint files: atomic writes, reading as data, metadata."""
+"""Checkpoint files: atomic writing, reading as data, metadata."""
 
 import zipfile
 from dataclasses import dataclass
@@ -6,48 +6,49 @@ from pathlib import Path
 from typing import Any
 
 from lm.files import UserError, atomic_open
-from lm.runs.metrics import APPENDED
+
+APPENDED = ("metrics.csv", "samples.jsonl")
+"""Files of the run folder to which training appends: a checkpoint records their sizes."""
 
 
 @dataclass
-class Saved:
-    """What a checkpoint says of its run: the step, the seconds of training, the sizes of the files that grow, the step
-    that was best so far, the digest of the text.
-    """
+class CheckpointInfo:
+    """Metadata of a checkpoint that training can resume from."""
 
     path: Path
     step: int
     seconds: float
+    """of training"""
     sizes: dict[str, int]
+    """of the APPENDED files, in bytes"""
     best_step: int
+    """step with the lowest validation loss so far"""
     corpus: str = ""
+    """checksum of the text, empty if it is unknown"""
 
     @classmethod
-    def read(cls, path: Path) -> "Saved":
-        """Raises UserError: the file is damaged, or not a checkpoint to resume from."""
+    def read(cls, path: Path) -> "CheckpointInfo":
+        """Read a checkpoint. Raises UserError if it is damaged, or not one to resume from."""
         checkpoint = read_checkpoint(path)
-        callbacks = checkpoint.get("callbacks")
+        callbacks, step = checkpoint.get("callbacks"), checkpoint.get("global_step")
         recorder = callbacks.get("Recorder", {}) if isinstance(callbacks, dict) else {}
-        step = checkpoint.get("global_step")
-        whole = _has(recorder, {"seconds": float, "sizes": dict, "best_step": int}) and _has(
-            recorder["sizes"], dict.fromkeys(APPENDED, int)
-        )
-        if not whole or not isinstance(step, int):
+        known = _matches(recorder, {"seconds": float, "sizes": dict, "best_step": int})
+        if not known or not _matches(recorder["sizes"], dict.fromkeys(APPENDED, int)) or not isinstance(step, int):
             raise UserError(f"{path}: not a checkpoint that training can go on from")
-        sizes = {name: recorder["sizes"][name] for name in APPENDED}
         corpus = recorder.get("corpus")
+        sizes = {name: recorder["sizes"][name] for name in APPENDED}
         digest = corpus if isinstance(corpus, str) else ""
         return cls(path, step, recorder["seconds"], sizes, recorder["best_step"], digest)
 
 
 def save_atomically(checkpoint: dict[str, Any], path: Path, previous: str | None = None) -> None:
-    """Write a checkpoint, see `replacing`."""
+    """Write a checkpoint as `lm.files.atomic_open` does; the one before stays under the name `previous`."""
     import torch
 
     with atomic_open(path, previous) as file:
         try:
             torch.save(checkpoint, file)
-        except RuntimeError as error:  # of closing the archive, after what it could not write
+        except RuntimeError as error:  # of closing the archive, after an OSError
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
@@ -71,7 +72,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if "Weights only load failed" in reason:
             reason = "it holds more than tensors and plain values, and nothing else is loaded"
         raise UserError(f"{path}: damaged, or not a checkpoint: {reason}") from None
-    if not _has(checkpoint, {"state_dict": dict, "config": str, "characters": str}) or not all(
+    if not _matches(checkpoint, {"state_dict": dict, "config": str, "characters": str}) or not all(
         isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in checkpoint["state_dict"].items()
     ):
         raise UserError(f"{path}: not a checkpoint of this program")
@@ -79,13 +80,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _require_undamaged(path: Path) -> None:
-    """Raises OSError or BadZipFile unless all in this archive is as it was written; torch.load would not look."""
+    """Verify the checksums of the archive, which torch.load does not. Raises OSError or BadZipFile."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise zipfile.BadZipFile("it is compressed")  # which torch.save never does, and a bomb is
+            raise zipfile.BadZipFile("it is compressed")  # torch.save never does that; it could be a bomb
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"{damaged} is not as it was written")
 
 
-def _has(record: Any, kinds: dict[str, type]) -> bool:
-    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+def _matches(record: Any, types: dict[str, type]) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())

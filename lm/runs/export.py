@@ -1,12 +1,12 @@
-"""`char-lm export`: a trained model as files to pass on.
+"""`char-lm export`: a trained model as a folder of files to share.
 
 FOLDER/
-  model.safetensors  the weights; its metadata says the format's version and where they come from
+  model.safetensors  the weights; its metadata has the version of the format, the checksum and the provenance
   config.yaml        the configuration of the run
   tokenizer.json     a `tokenizers` file
-  README.md          the same in words: losses, command, provenance
+  README.md          losses, command, provenance
 
-`lm.load`, `char-lm generate` and `char-lm evaluate` take such a folder as they take a run. It holds data only, never code.
+`lm.load`, `char-lm generate` and `char-lm evaluate` accept such a folder in place of a run. It holds data, never code.
 """
 
 import json
@@ -18,18 +18,13 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from lm.config.fields import POSITIONAL
 from lm.config.strict_yaml import LARGEST
 from lm.files import UserError, read_text
-from lm.runs.load import FORMAT, VERSION
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lm.runs.load import Trained
-
+from lm.runs.folder import Run
+from lm.runs.load import FORMAT, VERSION, Trained, digest_of, locate, make_model, read_trained
 
 USAGE = "RUN FOLDER [--which best|last] [--weights float32|bfloat16]"
 
@@ -49,31 +44,33 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """The command."""
+    """Export, and print how to use the folder. Returns the exit code."""
     export(options.run, Path(options.folder), options.which, options.weights)
     print(f"wrote {options.folder}; use it with: char-lm generate {options.folder}", file=sys.stderr)
     return 0
 
 
 def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weights: str = "float32") -> None:
-    """Write the folder, whole or not at all.
+    """Write the folder: all of it or, after an error, nothing.
 
     Raises:
         UserError: there is no such model, the folder exists, or it cannot be written.
     """
+    import torch
     from safetensors.torch import save
-
-    from lm.runs.load import load_with_config, read_trained
 
     if folder.exists():
         raise UserError(f"{folder} exists; give another folder, or remove it first")
-    path = _source(os.fspath(run), which)
-    load_with_config(path)  # refuses what does not fit together
+    path = locate(os.fspath(run))
+    if which == "last" and path.name == "best.ckpt" and not Path(run).is_file():
+        path = path.with_name("last.ckpt")
     saved = read_trained(path)
-    about = provenance(saved, weights)
+    make_model(saved)  # refuses weights that do not fit the configuration
+    converted = {name: weight.to(getattr(torch, weights)).contiguous() for name, weight in saved.weights.items()}
+    about = provenance(saved) | {"weights": weights, "sha256": digest_of(converted)}
     metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
     files = {
-        "model.safetensors": save(converted(saved.weights, weights), metadata),
+        "model.safetensors": save(converted, metadata),
         "config.yaml": saved.config.to_yaml().encode(),
         "tokenizer.json": saved.tokenizer.to_json().encode(),
         "README.md": card(about).encode(errors="replace"),
@@ -84,35 +81,14 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
 
 
-def _source(run: str, which: str) -> Path:
-    """The checkpoint file or export folder to read."""
-    from lm.runs.load import locate
-
-    path = locate(run)
-    if which == "last" and path.name == "best.ckpt" and not Path(run).is_file():
-        path = path.with_name("last.ckpt")
-        if not path.exists():
-            raise UserError(f"no checkpoint {path}")
-    return path
-
-
-def converted(weights: "dict[str, Tensor]", name: str) -> "dict[str, Tensor]":
-    """The weights in this type."""
-    import torch
-
-    return {key: weight.to(getattr(torch, name)).contiguous() for key, weight in weights.items()}
-
-
-def provenance(saved: "Trained", weights: str) -> dict[str, Any]:
-    """Where weights come from, as far as it is known: of a checkpoint in its run folder, everything."""
-    from lm.runs.folder import Run
-
+def provenance(saved: Trained) -> dict[str, Any]:
+    """Where weights come from; for a checkpoint in its run folder, with losses and environment."""
     if saved.path.name == "model.safetensors":
-        return saved.about | {"weights": weights}
+        return saved.about
     folder = Run(saved.path.parent.parent)
     about: dict[str, Any] = {"run": saved.config.name, "checkpoint": saved.path.name, "step": saved.about["step"]}
     about |= {"mixer": saved.config.mixer_name, "corpus": saved.config.data.corpus, "seed": saved.config.seed}
-    about |= {"parameters": sum(weight.numel() for weight in saved.weights.values()), "weights": weights}
+    about["parameters"] = sum(weight.numel() for weight in saved.weights.values())
     if (folder.path / "config.yaml").is_file():
         about["losses"] = folder.losses_at(saved.about["step"])
         with suppress(UserError, ValueError, RecursionError, TypeError, KeyError, IndexError):
@@ -134,6 +110,7 @@ def card(about: dict[str, Any]) -> str:
         "",
         f"- trained on {about.get('corpus')}, the first nine tenths; losses are of the last tenth",
         f"- run {about.get('run')}, {about.get('checkpoint')}, step {about.get('step')}, seed {about.get('seed')}",
+        f"- SHA-256 of the weights: {about.get('sha256')}",
     ]
     names = (("val/loss", "windowed"), ("val/loss_streaming", "streaming"))
     lines += [
@@ -155,6 +132,7 @@ def card(about: dict[str, Any]) -> str:
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Write into a folder of another name, and rename it when it is complete."""
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     folder.parent.mkdir(parents=True, exist_ok=True)
     part.mkdir()

@@ -1,5 +1,6 @@
 """Trained models from run folders, checkpoint files and exports."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 
     from lm.model import LanguageModel
 
-
 PRETRAINED = DATA / "pretrained"
-"""The small model that comes with this program, as `lm.export` wrote it."""
+"""The small model that comes with this program, as `char-lm export` wrote it."""
+FORMAT, VERSION = "char-lm", 1
+"""Entries of the metadata of an export's model.safetensors."""
 
 
 def load(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer]":
     """A trained model in eval mode on the CPU, and its tokenizer.
 
     Args:
-        path: a run folder (its best checkpoint), a name under `runs`, a checkpoint file, a folder that `lm.export`
+        path: a run folder (its best checkpoint), a name under `runs`, a checkpoint file, a folder that `char-lm export`
             wrote, or "pretrained" for the small model that comes with this program.
 
     Raises:
@@ -40,21 +42,12 @@ def load(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer]":
 
 def load_with_config(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer, Config]":
     """As `load`, with the configuration of the run."""
-    from lm.model import LanguageModel
-
     saved = read_trained(locate(os.fspath(path)))
-    problem = _missized(saved)  # before memory is taken for what a stranger's configuration asks for
-    if not problem:
-        model = LanguageModel(len(saved.tokenizer), saved.config.model)
-        problem = _mismatch(saved, model.state_dict())
-    if problem:
-        raise UserError(f"{saved.path}: its weights do not fit its configuration: {problem}")
-    model.load_state_dict(saved.weights)
-    return model.eval(), saved.tokenizer, saved.config
+    return make_model(saved), saved.tokenizer, saved.config
 
 
 def locate(name: str, runs: str = "runs") -> Path:
-    """The checkpoint file or export folder that a name or path means; an empty name means the newest run.
+    """The checkpoint file or export folder of a name or path; an empty name means the newest run.
 
     Raises:
         UserError: there is none.
@@ -77,14 +70,14 @@ def locate(name: str, runs: str = "runs") -> Path:
 
 @dataclass
 class Trained:
-    """What a checkpoint or an export holds."""
+    """The content of a checkpoint or an export."""
 
     path: Path
     weights: "dict[str, Tensor]"
     config: Config
     tokenizer: CharTokenizer
     about: dict[str, Any]
-    """where it comes from: of an export its provenance, of a checkpoint its step"""
+    """its provenance: of a checkpoint only {"step": ...}"""
 
 
 def read_trained(path: Path) -> Trained:
@@ -94,19 +87,71 @@ def read_trained(path: Path) -> Trained:
         UserError: it is missing, damaged, or not one of these.
     """
     if path.is_dir():
-        from lm.runs.load import read_export
-
-        return read_export(path)
+        return _read_export(path)
     checkpoint = read_checkpoint(path)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    tokenizer = CharTokenizer(checkpoint["characters"])
     step = checkpoint.get("global_step")
     about = {"step": step if isinstance(step, int) else None}
-    return Trained(path, weights, from_yaml(checkpoint["config"], path), tokenizer, about)
+    return Trained(path, weights, from_yaml(checkpoint["config"], path), CharTokenizer(checkpoint["characters"]), about)
 
 
-def _missized(saved: Trained) -> str:
-    """Where the size of the model is not that of its weights; empty where it is."""
+def _read_export(folder: Path) -> Trained:
+    """Read a folder that `lm.runs.export` wrote. Raises UserError, also if it was written by a newer version."""
+    from safetensors import SafetensorError, safe_open
+
+    path, options = folder / "model.safetensors", folder / "config.yaml"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path}: not exported by this program (char-lm export)")
+            if int(metadata["version"]) > VERSION:
+                raise UserError(f"{path}: exported by a newer version of this program (format {metadata['version']})")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(metadata["about"])
+        if not isinstance(about, dict):
+            raise ValueError("its provenance is no record")
+        if about.get("sha256") not in (None, digest_of(weights)):  # older exports have no checksum
+            raise ValueError("its weights do not have the checksum that was written with them")
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no model.safetensors there; is the folder whole?") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, or not an exported model: {error}") from None
+    config = from_yaml(read_text(options, LARGEST), options)
+    return Trained(path, weights, config, CharTokenizer.load(folder / "tokenizer.json"), about)
+
+
+def digest_of(weights: "dict[str, Tensor]") -> str:
+    """SHA-256, in hexadecimal, of the names, types, shapes and values of weights on the CPU."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_model(saved: Trained) -> "LanguageModel":
+    """The model of a checkpoint or an export, in eval mode.
+
+    Raises:
+        UserError: its weights, configuration and tokenizer do not fit together.
+    """
+    from lm.model import LanguageModel
+
+    problem = _size_problem(saved)  # before memory is allocated for what a stranger's configuration asks for
+    if not problem:
+        model = LanguageModel(len(saved.tokenizer), saved.config.model)
+        problem = _weight_problem(saved, model.state_dict())
+    if problem:
+        raise UserError(f"{saved.path}: its weights do not fit its configuration: {problem}")
+    model.load_state_dict(saved.weights)
+    return model.eval()
+
+
+def _size_problem(saved: Trained) -> str:
+    """How the size of the weights differs from the configuration and the tokenizer; empty if it does not."""
     model, ids = saved.config.model, len(saved.tokenizer)
     layers = len({name.split(".")[1] for name in saved.weights if name.startswith("blocks.")})
     embedding = saved.weights.get("embedding.weight")
@@ -119,8 +164,8 @@ def _missized(saved: Trained) -> str:
     return ""
 
 
-def _mismatch(saved: Trained, expected: "dict[str, Tensor]") -> str:
-    """The first thing that weights miss, have too many, or have in another shape; empty where all fit."""
+def _weight_problem(saved: Trained, expected: "dict[str, Tensor]") -> str:
+    """The first weight that is missing, unknown, or of another shape; empty if all fit."""
     for name in sorted(expected.keys() ^ saved.weights.keys()):
         return f"{name} is {'missing' if name in expected else 'not a weight of this model'}"
     for name, weight in saved.weights.items():
@@ -128,38 +173,3 @@ def _mismatch(saved: Trained, expected: "dict[str, Tensor]") -> str:
             found, right = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (weight, expected[name]))
             return f"{name} is {found}, not {right}"
     return ""
-
-
-FORMAT, VERSION = "char-lm", 1
-"""What the metadata of model.safetensors says."""
-
-
-def read_export(folder: Path) -> "Trained":
-    """A folder that `export` wrote.
-
-    Raises:
-        UserError: it is damaged, not one of these, or written by a newer version.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    from lm.runs.load import Trained
-
-    path = folder / "model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise UserError(f"{path}: not exported by this program (char-lm export)")
-            if int(metadata["version"]) > VERSION:
-                raise UserError(f"{path}: exported by a newer version of this program (format {metadata['version']})")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata["about"])
-        if not isinstance(about, dict):
-            raise ValueError("its provenance is no record")
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no model.safetensors there; is the folder whole?") from None
-    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
-        raise UserError(f"{path}: damaged, or not an exported model: {error}") from None
-    options = folder / "config.yaml"
-    config = from_yaml(read_text(options, LARGEST), options)
-    return Trained(path, weights, config, CharTokenizer.load(folder / "tokenizer.json"), about)

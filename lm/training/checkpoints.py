@@ -17,7 +17,12 @@ from lm.training.recorder import Recorder
 
 
 class Checkpoints(Callback):
-    """Saves at every validation, and when a signal asks for the end: last, the one before it, and the best."""
+    """Saves a checkpoint after each validation, and when a signal asks to stop.
+
+    Args:
+        run: the run folder; keeps the last checkpoint, the one before it, and the best.
+        recorder: knows which is the best. Must come before this in the trainer's list of callbacks.
+    """
 
     def __init__(self, run: Run, recorder: Recorder) -> None:
         self.folder, self.recorder = run.checkpoints, recorder
@@ -29,14 +34,14 @@ class Checkpoints(Callback):
             self.previous_handlers[number] = signal.signal(number, self._signal)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._keep_best(trainer)  # a crash may have come between the two names
+        self._name_best(trainer)  # a crash may have prevented that
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
     def _signal(self, number: int, frame: Any) -> None:
-        """Finish the step, save, stop. A second signal acts at once."""
+        """Let training finish the step, save and stop. A second signal stops it at once."""
         if self.signalled and number == signal.SIGINT:
             raise Interrupted
         self.signalled = True
@@ -46,36 +51,37 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         config = pl_module.config
-        whole_step = batch["part"] + 1 == config.trainer.accumulate
+        whole_step = batch.part + 1 == config.trainer.accumulate
         validates_next = trainer.should_stop or trainer.global_step % config.eval.every == 0  # and saves
-        if whole_step and not validates_next and self._asked_to_stop(trainer):
-            self.recorder.require_sane(outputs["loss"].item(), "training", trainer.global_step)
+        if whole_step and not validates_next and self._must_stop(trainer):
+            if self.recorder.loss_count:
+                self.recorder.training_loss(trainer)  # a diverged run is not saved
             self._save(trainer)
             raise Interrupted
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.clock.stop()
         self._save(trainer)
-        self._keep_best(trainer)
+        self._name_best(trainer)
         pl_module.clock.start()
-        if not trainer.should_stop and self._asked_to_stop(trainer):
+        if not trainer.should_stop and self._must_stop(trainer):
             raise Interrupted
 
-    def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
-        """Whether any process has a signal: they must leave training after the same step."""
+    def _must_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has received a signal: all must stop after the same step."""
         return trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
-    def _keep_best(self, trainer: pl.Trainer) -> None:
-        """Name the checkpoint of this step the best, if it is."""
+    def _name_best(self, trainer: pl.Trainer) -> None:
+        """Make best.ckpt a name of the last checkpoint if that is the best."""
         if trainer.is_global_zero and 0 < self.recorder.best_step == trainer.global_step:
             alias(self.folder / "last.ckpt", "best.ckpt")
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Checkpoints that are whole or absent, and are read as data; a new one keeps the one before it."""
+    """Writes checkpoints atomically, keeps the one before, and reads them as data."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         save_atomically(checkpoint, path, "previous.ckpt")

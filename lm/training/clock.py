@@ -6,14 +6,19 @@ from lm.config.options import TrainerConfig
 
 
 class Clock:
-    """Seconds of training, validation and checkpoints excluded, and the share of the budget that is used up."""
+    """Seconds of training, without validation and checkpoints, and the share of the budget that is used.
 
-    def __init__(self, budget: TrainerConfig) -> None:
-        self.budget = budget
-        self.seconds = 0.0
+    Args:
+        budget: has either `max_steps` or `max_minutes`.
+        seconds: of training so far.
+    """
+
+    def __init__(self, budget: TrainerConfig, seconds: float = 0.0) -> None:
+        self.budget, self.seconds = budget, seconds
         self._since: float | None = None
 
     def start(self) -> None:
+        """Start counting."""
         self._since = time.perf_counter()
 
     def lap(self) -> None:
@@ -24,11 +29,12 @@ class Clock:
             self._since = now
 
     def stop(self) -> None:
+        """Stop counting."""
         self.lap()
         self._since = None
 
     def progress(self, step: int) -> float:
-        """Share of the budget used up before the step of this index: 1 or more when training is over."""
+        """Share of the budget that is used before the step of this index: 1 or more at the end of training."""
         if self.budget.max_steps is not None:
             return step / self.budget.max_steps
         assert self.budget.max_minutes is not None

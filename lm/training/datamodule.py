@@ -1,67 +1,51 @@
-"""The Lightning data module: batches by step, validation pieces."""
+"""The Lightning data module: training batches by step, and the pieces of the validation split."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from lm.config.options import Config
-from lm.corpora.batches import Piece, random_windows, stream, streams, windows
-from lm.corpora.copying import Copying
+from lm.corpora.copying import IGNORED, Copying
 from lm.corpora.corpus import Corpus
+from lm.training.loop import Batch, make_batch
+
+NOTHING = np.zeros((1, 1), dtype=np.int64), np.full((1, 1), IGNORED)
+"""The piece of a device for which there is none, so that it takes part in the reduction of the metrics."""
 
 
 class Batches(IterableDataset):
-    """The parts of each step's batch that fall to this device, from the step at which training stands, for ever."""
+    """The parts of each step's batch for this device, without end, from the step at which training is."""
 
     def __init__(self, corpus: Corpus | Copying, config: Config, trainer: pl.Trainer) -> None:
         self.corpus, self.config, self.trainer = corpus, config, trainer
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        data, parts = self.config.data, self.config.trainer.accumulate
-        rows = data.batch_size // (parts * self.trainer.world_size)
-        step = self.trainer.global_step
+    def __iter__(self) -> Iterator[Batch]:
+        step, devices = self.trainer.global_step, (self.trainer.global_rank, self.trainer.world_size)
         while True:
-            for part in range(parts):
-                first = (part * self.trainer.world_size + self.trainer.global_rank) * rows
-                mine = range(first, first + rows)
-                (x, y), fresh = self._rows(step, mine)
-                yield {"x": torch.from_numpy(x), "y": torch.from_numpy(y), "fresh": fresh, "part": part}
+            for part in range(self.config.trainer.accumulate):
+                yield make_batch(self.corpus, self.config, step, part, *devices)
             step += 1
-
-    def _rows(self, step: int, rows: range) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
-        data, seed = self.config.data, self.config.seed
-        if isinstance(self.corpus, Copying):
-            return self.corpus.batch(seed, step, rows), True
-        if data.sampling == "streams":
-            return streams(self.corpus.train, data.context, seed, step, rows, data.batch_size)
-        return random_windows(self.corpus.train, data.context, seed, step, rows), True
 
 
 class CorpusDataModule(pl.LightningDataModule):
-    """Training batches by step, and the two readings of the validation split; of a synthetic task, its held-out set."""
+    """Training batches, and one or two validation loaders: windows, and for a text the split as one sequence."""
 
     def __init__(self, corpus: Corpus | Copying, config: Config) -> None:
         super().__init__()
         self.corpus, self.config = corpus, config
 
     def train_dataloader(self) -> Batches:
+        """See `Batches`."""
         assert self.trainer is not None
         return Batches(self.corpus, self.config, self.trainer)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Windows are dealt out to the devices; the stream is one sequence, which every device reads whole."""
+        """The windows are distributed over the devices; the sequence is read by each device."""
         assert self.trainer is not None
-        if isinstance(self.corpus, Copying):
-            return [self._deal(self.corpus.validation())]
-        whole: Any = list(stream(self.corpus.validation))
-        dealt = windows(self.corpus.validation, self.config.data.context)
-        return [self._deal(dealt), DataLoader(whole, batch_size=None)]
-
-    def _deal(self, pieces: Iterator[Piece]) -> DataLoader:
-        assert self.trainer is not None
-        mine: Any = list(pieces)[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(mine, batch_size=None)
+        windows, *sequence = self.corpus.validation_pieces(self.config.data.context)
+        mine = range(self.trainer.global_rank, len(windows), self.trainer.world_size)
+        pieces: list[Any] = [Subset(windows, mine) if mine else [NOTHING], *sequence]  # type: ignore[arg-type]
+        return [DataLoader(piece, batch_size=None) for piece in pieces]

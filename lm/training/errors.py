@@ -9,19 +9,19 @@ from lm.files import UserError
 
 
 class Diverged(Exception):
-    """The loss is no longer a number, or far above that of guessing."""
+    """The loss is not a number, or far above that of guessing."""
 
 
 class Interrupted(Exception):
-    """The user, or the system, asked to stop."""
+    """The user, or the system, asked training to stop."""
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """What a machine can have against a training, as one line.
+def user_errors() -> Iterator[None]:
+    """Turn errors of the machine into one line.
 
     Raises:
-        UserError: memory is short, or another process of this training is gone.
+        UserError: memory is short, or another process of this training has died.
     """
     try:
         yield

@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any
 from lm.config.options import Config
 from lm.config.resolve import Start, read_words, resolve
 from lm.files import UserError
-from lm.training.processes import RUN_NAME, is_helper, say
-from lm.training.resume import changes, used_up
-from lm.training.trainer import check_devices, make_trainer, quieten, resolve_precision
+from lm.training.clock import Clock
+from lm.training.processes import RUN_NAME, is_first_process, print_status
+from lm.training.resume import changed_options
+from lm.training.trainer import make_loggers, make_trainer, quieten, resolve_precision
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from lm.corpora.copying import Copying
     from lm.corpora.corpus import Corpus
-    from lm.runs.checkpoint import Saved
+    from lm.runs.checkpoint import CheckpointInfo
     from lm.runs.folder import Run
     from lm.training.recorder import Recorder
-
 
 STARTED = time.monotonic()
 
 
 def main(words: list[str]) -> int:
-    """Train. Returns the exit code: 0, 1 if training failed, 130 if interrupted.
+    """Train. Returns the exit code: 0, 1 if training failed, 130 if it was interrupted.
 
     Raises:
-        UserError: a mistake in the command, or something that the machine does not have.
+        UserError: a mistake in the command, or something that this machine does not have.
     """
     from lm.runs.folder import Run
 
@@ -42,14 +42,14 @@ def main(words: list[str]) -> int:
             config, corpus, run = prepare(resolve(given, start.config))
             return train(config, corpus, run)
         run = Run.find(start.resume, given.get("runs", Config.runs))
-        return go_on(run, start, given)
+        return resume(run, start, given)
     finally:
         if run is not None:
             run.unlock()
 
 
 def prepare(config: Config) -> "tuple[Config, Corpus | Copying, Run]":
-    """Name the run and read the corpus: what can go wrong without torch does so before torch is imported."""
+    """Name the run and read the corpus, so that errors in them are found before torch is imported."""
     from lm.corpora.corpus import load
     from lm.runs.folder import Run
 
@@ -57,41 +57,41 @@ def prepare(config: Config) -> "tuple[Config, Corpus | Copying, Run]":
         config.name = f"{config.mixer_name}-{datetime.now():%Y%m%d-%H%M%S}"
         config.name = os.environ.setdefault(RUN_NAME, config.name) if config.trainer.devices > 1 else config.name
     run = Run(Path(config.runs) / config.name)
-    if not is_helper() and run.taken:
+    if is_first_process() and run.exists:
         raise UserError(f"{run.path} exists already; choose another --name, or go on with --resume")
     return config, load(config.data), run
 
 
-def go_on(run: "Run", start: Start, given: dict[str, Any]) -> int:
-    """Resume a run from its newest whole checkpoint, and make sure that it stays the same run."""
+def resume(run: "Run", start: Start, given: dict[str, Any]) -> int:
+    """Resume a run from its newest undamaged checkpoint, if options and text allow it. Returns the exit code."""
     from lm.corpora.corpus import load
 
-    if not is_helper():
+    if is_first_process():
         run.lock()
     saved_config = run.config()
     config = resolve(given, start.config, saved_config)
-    changed = changes(saved_config, config, start.allow_changes, run)
+    changed = changed_options(saved_config, config, start.allow_changes, run)
     corpus = load(config.data)
     saved = run.newest_checkpoint()
-    before, now = (saved.corpus if saved else "") or run.corpus(), corpus.digest
+    before = (saved.corpus if saved else "") or run.corpus_digest()
     if not run.fits(corpus.tokenizer):
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")
-    if before not in ("", now):
+    if before not in ("", corpus.digest):
         if not start.allow_changes:
             raise UserError(
                 f"data.corpus {config.data.corpus} is no longer the text that {run.path} was trained on: "
                 "put that back, start a new run, or accept that with --allow_changes"
             )
-        changed["text of data.corpus"] = [before, now]
-    if saved and used_up(config, saved):
+        changed["text of data.corpus"] = [before, corpus.digest]
+    if saved and Clock(config.trainer, saved.seconds).progress(saved.step) >= 1:
         if any(name.startswith("trainer.max_") for name in changed):
             raise UserError(
                 f"{run.path} is at step {saved.step} already, after {saved.seconds:.0f} s: "
                 "give a larger --trainer.max_steps or --trainer.max_minutes"
             )
-        run.keep_best(saved)  # a crash may have come between the two names
+        run.name_best(saved)
         run.update_summary(status="finished")
-        say(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
+        print_status(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
         return 0
     return train(config, corpus, run, changed, saved)
 
@@ -101,103 +101,98 @@ def train(
     corpus: "Corpus | Copying",
     run: "Run",
     changed: dict[str, Any] | None = None,
-    saved: "Saved | None" = None,
+    saved: "CheckpointInfo | None" = None,
 ) -> int:
-    """Everything that needs torch.
+    """Train a new or a resumed run. Returns the exit code.
 
     Args:
         changed: the options that a resumed run has changed; None for a new run.
-        saved: the checkpoint to go on from.
+        saved: the checkpoint to resume from.
     """
     quieten()
     import torch
 
     from lm.model import LanguageModel
-    from lm.training.checkpoints import AtomicCheckpointIO, Checkpoints
-    from lm.training.clock import Clock
+    from lm.training.checkpoints import Checkpoints
     from lm.training.datamodule import CorpusDataModule
-    from lm.training.errors import failures
+    from lm.training.errors import user_errors
     from lm.training.progress import ProgressBar
     from lm.training.recorder import Recorder
     from lm.training.task import Task
 
-    with failures():
+    with user_errors():
         torch.manual_seed(config.seed)
         model = LanguageModel(len(corpus.tokenizer), config.model)
     if config.model.compile:
         model.compile()  # in place: the names of the weights stay as they are
-    precision = resolve_precision(config)
-    check_devices(config, precision)
-    if not is_helper():
+    task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer, saved.seconds if saved else 0.0))
+    recorder = Recorder(run, corpus, task, STARTED)
+    callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
+    trainer = make_trainer(config, run, resolve_precision(config), callbacks)
+    if is_first_process():
         if changed is None:
             run.start(config, corpus.tokenizer, corpus.digest)
         else:
             run.resume(config, corpus.tokenizer, saved, changed, corpus.digest)
-    task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer))
-    flops = 3 * model.flops(config.data.context) * config.data.batch_size * config.data.context
-    recorder = Recorder(run, corpus.tokenizer, flops, STARTED)
-    callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
-    trainer = make_trainer(config, run, precision, callbacks, AtomicCheckpointIO())
+        trainer.loggers = make_loggers(config, run)
     announce(config, corpus, model.parameters_total, trainer, run)
     checkpoint = run.checkpoints / "last.ckpt" if saved else None
     return fit(trainer, task, CorpusDataModule(corpus, config), checkpoint, recorder)
 
 
 def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, recorder: "Recorder") -> int:
-    """Train, and leave a summary however it ends. Returns the exit code."""
-    from lm.training.errors import Diverged, Interrupted, failures
+    """Train, and write a summary however it ends. Returns the exit code."""
+    from lm.training.errors import Diverged, Interrupted, user_errors
 
     status = "failed"
     try:
-        with failures():
+        with user_errors():
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
         status = "finished"
-    except (Interrupted, SystemExit):  # Lightning exits at a Ctrl-C that comes before ours is in place
+    except (Interrupted, SystemExit):  # Lightning exits at a Ctrl-C before our handler is installed
         status = "interrupted"
     except Diverged as error:
         status = "diverged"
-        say(f"stopped: {error}. The last good checkpoint is kept; try a lower --optim.lr or --optim.muon_lr")
+        print_status(f"stopped: {error}. The last good checkpoint is kept; try a lower --optim.lr or --optim.muon_lr")
     except UserError as error:
         raise UserError(f"{error}. Then go on with: char-lm train --resume {recorder.run.path}") from None
     finally:
-        if not is_helper():
+        if is_first_process():
             with suppress(UserError):  # the disk may still be full
                 recorder.write_summary(trainer, status)
-    report(recorder.run, status)
+    if is_first_process():
+        report(recorder.run, status)
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
 def announce(config: Config, corpus: "Corpus | Copying", parameters: int, trainer: "pl.Trainer", run: "Run") -> None:
-    """What is going to be trained."""
-    budget = (
-        f"{config.trainer.max_steps} steps"
-        if config.trainer.max_steps
-        else f"{config.trainer.max_minutes:g} minutes, validation excluded"
-    )
+    """Print what is going to be trained."""
+    budget = f"{config.trainer.max_steps} steps"
+    if config.trainer.max_minutes:
+        budget = f"{config.trainer.max_minutes:g} minutes, validation excluded"
     kind = trainer.strategy.root_device.type
     shape = f"{config.model.layers} layers of width {config.model.width}"
-    say(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
-    say(f"corpus   {config.data.corpus}: {corpus}")
-    say(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
-    say(f"device   {trainer.num_devices} x {kind}, precision {trainer.precision}")
-    say(f"budget   {budget}")
-    say(f"run      {run.path}")
+    print_status(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
+    print_status(f"corpus   {config.data.corpus}: {corpus}")
+    print_status(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
+    print_status(f"device   {trainer.num_devices} x {kind}, precision {trainer.precision}")
+    print_status(f"budget   {budget}")
+    print_status(f"run      {run.path}")
 
 
 def report(run: "Run", status: str) -> None:
-    """How it went, and what to do next."""
-    if is_helper():
-        return
+    """Print how training ended, and what to do next."""
     summary = run.summary()
     if "step" in summary:
-        say(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
-        say(f" ({summary['chars_per_second']:,.0f} characters/s, {summary['peak_memory_mb']:,.0f} MB)")
+        memory = f", {summary['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in summary else ""
+        print_status(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
+        print_status(f" ({summary['chars_per_second']:,.0f} characters/s{memory})")
     if best := summary.get("best"):
-        say(f"best validation loss: {best['val/loss']:.4f} nats/char windowed", end="")
-        say(f", {best['val/loss_streaming']:.4f} streaming" if "val/loss_streaming" in best else "", end="")
-        say(f"; accuracy {best['val/accuracy']:.2%}" if "val/accuracy" in best else "")
-    say(f"the run is in {run.path}")
+        print_status(f"best validation loss: {best['val/loss']:.4f} nats/char windowed", end="")
+        print_status(f", {best['val/loss_streaming']:.4f} streaming" if "val/loss_streaming" in best else "", end="")
+        print_status(f"; accuracy {best['val/accuracy']:.2%}" if "val/accuracy" in best else "")
+    print_status(f"the run is in {run.path}")
     if status == "finished":
-        say(f"write text:    char-lm generate {run.path}\ncompare runs:  char-lm compare {run.path.parent}/*")
+        print_status(f"write text:    char-lm generate {run.path}\ncompare runs:  char-lm compare {run.path.parent}/*")
     else:
-        say(f"go on with it: char-lm train --resume {run.path}")
+        print_status(f"go on with it: char-lm train --resume {run.path}")

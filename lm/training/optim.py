@@ -1,7 +1,7 @@
-"""The optimiser and the learning-rate schedule.
+"""The optimiser, gradient clipping, and the learning-rate schedule.
 
 Muon: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). `torch.optim.Muon` exists, but
-orthogonalises in bfloat16 only, which CPUs emulate at a tenth of float32's speed, and cannot hold the AdamW parameters.
+orthogonalises in bfloat16 only, which CPUs emulate at a tenth of float32's speed, and has no AdamW for the others.
 """
 
 import math
@@ -19,9 +19,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Replace the singular values of a matrix (M, N) by about 1, by a Newton-Schulz iteration.
+    """Replace the singular values of a matrix (M, N) by values near 1, with a Newton-Schulz iteration.
 
-    Runs in bfloat16 on a GPU and in float32 on a CPU, the fastest type of each. Returns that type.
+    Computes in bfloat16 on a GPU and in float32 on a CPU, the faster type of each. Returns that type.
     """
     x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     tall = x.shape[0] > x.shape[1]
@@ -32,7 +32,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def newton_schulz(x: Tensor, steps: int) -> Tensor:
-    """x <- a x + b (x x^T) x + c (x x^T)^2 x, so many times; x (M, N), M <= N, of norm at most 1."""
+    """Iterate x <- a x + b (x x^T) x + c (x x^T)^2 x; x (M, N) with M <= N, of norm at most 1."""
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
         gram = x @ x.mT
@@ -41,10 +41,10 @@ def newton_schulz(x: Tensor, steps: int) -> Tensor:
 
 
 def newton_schulz_gram(x: Tensor, steps: int) -> Tensor:
-    """The same iteration on x x^T alone, multiplied onto x once at the end: half the work where N >= 3 M.
+    """The same iteration on x x^T alone, whose result is multiplied by x at the end: half the work if N >= 3 M.
 
     Each step maps x to p x with p = a + b g + c g^2 and g = x x^T, hence g to p g p. Needs float32: the errors of g
-    grow twelvefold a step, which bfloat16 would not survive.
+    grow twelvefold in each step, which is too much for bfloat16.
     """
     a, b, c = NEWTON_SCHULZ
     gram = x @ x.mT
@@ -59,10 +59,11 @@ def newton_schulz_gram(x: Tensor, steps: int) -> Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon and AdamW as one optimiser: each parameter group names its algorithm.
+    """Muon and AdamW as one optimiser; each parameter group has its algorithm.
 
-    Groups have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum`.
-    Weight decay is decoupled: p <- p (1 - lr * weight_decay).
+    Args:
+        groups: have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum`.
+            Weight decay is decoupled: p <- p (1 - lr * weight_decay).
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -122,7 +123,7 @@ def _grads(parameters: list[Tensor]) -> list[Tensor]:
 
 
 def matrix_ids(model: nn.Module) -> set[int]:
-    """The ids of the parameters that are matrices to multiply vectors with, as opposed to tables of other numbers."""
+    """The ids of the parameters that are matrices of linear maps, as opposed to other parameters with two axes."""
     kinds = (nn.Linear, nn.Embedding, nn.RNNBase)
     modules = [module for module in model.modules() if isinstance(module, kinds)]
     return {id(p) for module in modules for p in module.parameters(recurse=False) if p.dim() == 2}
@@ -155,8 +156,27 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
     return MuonAdamW(groups)
 
 
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scale the gradients so that their norm, over all parameters, is at most `largest`; 0 for no limit.
+
+    Returns that norm before the scaling.
+    """
+    return nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, progress: float) -> None:
+    """Set the learning rate of each group for a step; see `lr_factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * lr_factor(config, step, progress)
+
+
 def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
-    """Learning rate as a fraction of its peak, before the step of this index (from 0), at this share of the budget."""
+    """Learning rate of a step as a fraction of the peak.
+
+    Args:
+        step: index of the step, from 0.
+        progress: share of the budget that is used before it.
+    """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     progress = min(max(progress, 0.0), 1.0)
     if config.schedule == "constant":

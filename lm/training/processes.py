@@ -1,18 +1,20 @@
-"""Which of several training processes this is."""
+"""Which process of a training on several devices this one is."""
 
 import os
 import sys
 
 RUN_NAME = "CHAR_LM_RUN_NAME"
-"""Hands a name made from the time on to the processes of the other devices."""
+"""Environment variable that passes a run's name, if it is made from the time, to the processes of other devices."""
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+"""Variables that torchrun or Lightning sets in the processes that they start."""
 
 
-def is_helper() -> bool:
-    """Whether this is one of the further processes of a training on several devices."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+def is_first_process() -> bool:
+    """Whether this process has the global rank 0; only that one makes the run folder and prints."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def say(text: str, end: str = "\n") -> None:
-    """Messages go to stderr, from the first process only."""
-    if not is_helper():
+def print_status(text: str, end: str = "\n") -> None:
+    """Print on stderr, in the first process only."""
+    if is_first_process():
         print(text, end=end, file=sys.stderr, flush=True)

@@ -1,36 +1,48 @@
-"""What happens around the steps: metrics, samples, checkpoints, the progress bar, the end."""
+"""Recording a training run: metrics, samples, the summary, the end of the budget."""
 
 import math
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from tqdm import tqdm
 
 from lm.config.options import COPYING
-from lm.corpora.tokenizer import CharTokenizer
 from lm.runs.environment import peak_memory
 from lm.runs.folder import Run
+from lm.runs.metrics import AXES
 from lm.sampling.text import generate
 from lm.training.errors import Diverged
 from lm.training.task import Task
 
+if TYPE_CHECKING:
+    from lm.corpora.copying import Copying
+    from lm.corpora.corpus import Corpus
+
 BETTER = {"val/loss": min, "val/loss_streaming": min, "val/accuracy": max}
-"""What the summary keeps the best of, where there is such a value."""
+"""Metrics of which summary.json has the best value."""
 
 
 class Recorder(Callback):
-    """Keeps the clock; writes metrics, samples and the summary; ends training when the budget is used up."""
+    """Runs the clock; writes metrics, samples and the summary; ends training when the budget is used.
 
-    def __init__(self, run: Run, tokenizer: CharTokenizer, flops_per_step: float, started: float) -> None:
-        self.run, self.tokenizer, self.flops_per_step = run, tokenizer, flops_per_step
-        self.started = started  # when the process began, for:
+    Args:
+        run: the run folder.
+        corpus: what is trained on.
+        task: the module that is trained.
+        started: when the process began, by `time.monotonic`.
+    """
+
+    def __init__(self, run: Run, corpus: "Corpus | Copying", task: Task, started: float) -> None:
+        self.run, self.corpus, self.task, self.started = run, corpus, task, started
+        self.chars_per_step = task.config.data.batch_size * task.config.data.context
+        self.flops_per_step = 3 * task.model.flops(task.config.data.context) * self.chars_per_step
+        self.began = False
         self.startup_seconds = 0.0  # until the first step was done
-        self.loss_sum, self.loss_count = torch.zeros(()), 0
+        self.loss_sum, self.loss_count = torch.zeros(()), 0  # of the parts since the last row
         self.last_row = (0, 0.0)  # step and seconds of the last row, for the speed
         self.latest: dict[str, float] = {}
         self.best: dict[str, float] = {}
@@ -39,18 +51,18 @@ class Recorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "seconds": self.task.clock.seconds,
-            "loss_sum": self._everyones_loss_sum().cpu(),
+            "loss_sum": self._gather_loss_sums().cpu(),
             "loss_count": self.loss_count,
             "last_row": self.last_row,
             "latest": self.latest,
             "best": self.best,
             "best_step": self.best_step,
-            "corpus": self.run.corpus_digest,
-            "sizes": self.run.settle() if self.task.global_rank == 0 else {},
+            "corpus": self.corpus.digest,
+            "sizes": self.run.sync() if self.task.global_rank == 0 else {},
         }
 
-    def _everyones_loss_sum(self) -> torch.Tensor:
-        """One of each process, (world size,), or the only one, ()."""
+    def _gather_loss_sums(self) -> torch.Tensor:
+        """The sum of each process (world size,), or of the only one ()."""
         if self.task.trainer.world_size == 1:
             return self.loss_sum
         sums = [torch.zeros_like(self.loss_sum) for _ in range(self.task.trainer.world_size)]
@@ -58,15 +70,11 @@ class Recorder(Callback):
         return torch.stack(sums)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.resumed_seconds = state["seconds"]
-        vars(self).update({name: value for name, value in state.items() if name not in ("seconds", "corpus", "sizes")})
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, Task)
-        self.task = pl_module
+        own = ("loss_sum", "loss_count", "last_row", "latest", "best", "best_step")
+        vars(self).update({name: value for name, value in state.items() if name in own})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.task.clock.seconds = getattr(self, "resumed_seconds", 0.0)
+        self.began = True
         self.loss_sum = self.loss_sum.to(self.task.device)
         if self.loss_sum.dim():
             same = len(self.loss_sum) == trainer.world_size
@@ -78,7 +86,7 @@ class Recorder(Callback):
         self.startup_seconds = self.startup_seconds or time.monotonic() - self.started
         self.loss_sum += outputs["loss"].detach() * self.task.config.trainer.accumulate
         self.loss_count += 1
-        if batch["part"] + 1 < self.task.config.trainer.accumulate:
+        if batch.part + 1 < self.task.config.trainer.accumulate:
             return
         step = trainer.global_step
         done = self.task.clock.progress(step) >= 1
@@ -90,19 +98,28 @@ class Recorder(Callback):
             self._log_training(trainer, step)
 
     def _log_training(self, trainer: pl.Trainer, step: int) -> None:
-        loss = trainer.strategy.reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
+        loss = self.training_loss(trainer)
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
-        self.require_sane(loss, "training", step)
         before, seconds = self.last_row
-        speed = (step - before) * self._chars_per_step / max(self.task.clock.seconds - seconds, 1e-9)
+        speed = (step - before) * self.chars_per_step / max(self.task.clock.seconds - seconds, 1e-9)
         self.last_row = (step, self.task.clock.seconds)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         norm = float(self.task.grad_norm)
         self._write(trainer, {"train/loss": loss, "lr": lr, "grad_norm": norm, "chars_per_second": speed})
 
-    def require_sane(self, loss: float, name: str, step: int) -> None:
-        """Raises Diverged before anything of a lost run is written or saved."""
-        guessing = math.log(len(self.tokenizer))
+    def training_loss(self, trainer: pl.Trainer) -> float:
+        """Mean training loss since the last row, over all processes, so that they come to the same decision.
+
+        Raises:
+            Diverged: it is not a number, or too high.
+        """
+        loss = trainer.strategy.reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
+        self._require_sane(loss, "training", trainer.global_step)
+        return loss
+
+    def _require_sane(self, loss: float, name: str, step: int) -> None:
+        """Raises Diverged, before results of a diverged run are written or saved."""
+        guessing = math.log(len(self.corpus.tokenizer))
         if not loss < 10 * guessing:
             raise Diverged(f"the {name} loss is {loss:.3g} at step {step}, where guessing has {guessing:.2f}")
 
@@ -112,7 +129,7 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Runs before the checkpoint of this step is written."""
         values = self.task.validation_results()
-        self.require_sane(values["val/loss"], "validation", trainer.global_step)
+        self._require_sane(values["val/loss"], "validation", trainer.global_step)
         self._write(trainer, values)
         if values["val/loss"] <= self.best.get("val/loss", math.inf):
             self.best_step = trainer.global_step
@@ -124,15 +141,11 @@ class Recorder(Callback):
             self.write_summary(trainer, "running")
         self.task.clock.start()
 
-    @property
-    def _chars_per_step(self) -> int:
-        return self.task.config.data.batch_size * self.task.config.data.context
-
     def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
-        """A row to metrics.csv, and the same to every logger."""
+        """Write a row to metrics.csv and to every logger."""
         step, seconds = trainer.global_step, round(self.task.clock.seconds, 3)
-        axes = (step, step * self._chars_per_step, seconds, step * self.flops_per_step)
-        row = dict(zip(("step", "chars", "train_seconds", "flops"), axes, strict=True)) | values
+        axes = (step, step * self.chars_per_step, seconds, step * self.flops_per_step)
+        row = dict(zip(AXES, axes, strict=True)) | values
         self.latest |= row
         if trainer.is_global_zero:
             self.run.append_metrics(row)
@@ -140,25 +153,24 @@ class Recorder(Callback):
                 logger.log_metrics(row, step)
 
     def _sample(self, trainer: pl.Trainer) -> None:
-        """Continue the prompt with a generator of its own: training's randomness stays as it is."""
-        settings = self.task.config.eval
-        if not settings.sample_chars or self.task.config.data.corpus == COPYING:
+        """Continue the prompt, with a generator of its own that leaves those of training as they are."""
+        config, step = self.task.config, trainer.global_step
+        if not config.eval.sample_chars or config.data.corpus == COPYING:
             return
-        prompt = settings.prompt if not self.tokenizer.missing(settings.prompt) else ""
-        step, seed = trainer.global_step, self.task.config.seed
-        pieces = generate(self.task.model, self.tokenizer, prompt, settings.sample_chars, temperature=0.8, seed=seed)
-        text = "".join(pieces)
+        prompt = config.eval.prompt if not self.corpus.tokenizer.missing(config.eval.prompt) else ""
+        model, tokenizer, length = self.task.model, self.corpus.tokenizer, config.eval.sample_chars
+        text = "".join(generate(model, tokenizer, prompt, length, temperature=0.8, seed=config.seed))
         self.run.append_sample(step, prompt, text)
         loss, streaming = self.latest["val/loss"], self.latest["val/loss_streaming"]
         head = f"--- step {step}: validation loss {loss:.3f} windowed, {streaming:.3f} streaming; a sample ---"
         tqdm.write(f"\n{head}\n{text.strip()}\n", file=sys.stderr)
         for logger in trainer.loggers:
-            assert isinstance(logger, WandbLogger)
-            logger.log_text("sample", ["step", "prompt", "text"], [[str(step), prompt, text]])
+            logger.log_text("sample", ["step", "prompt", "text"], [[str(step), prompt, text]])  # type: ignore[attr-defined]
 
     def write_summary(self, trainer: pl.Trainer, status: str) -> None:
-        """summary.json as things stand; nothing if training never began."""
-        if not hasattr(self, "task"):
+        """Update summary.json: before training has begun only the status, then everything."""
+        if not self.began:
+            self.run.update_summary(status=status)
             return
         step, seconds = trainer.global_step, self.task.clock.seconds
         self.run.update_summary(
@@ -166,10 +178,10 @@ class Recorder(Callback):
             mixer=self.task.config.mixer_name,
             parameters=self.task.model.parameters_total,
             step=step,
-            chars=step * self._chars_per_step,
+            chars=step * self.chars_per_step,
             train_seconds=round(seconds, 3),
             startup_seconds=round(self.startup_seconds, 1),
-            chars_per_second=round(step * self._chars_per_step / max(seconds, 1e-9), 1),
+            chars_per_second=round(step * self.chars_per_step / max(seconds, 1e-9), 1),
             best=self.best,
             final={name: self.latest[name] for name in ("train/loss", *self.best) if name in self.latest},
             device=str(self.task.device),

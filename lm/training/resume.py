@@ -1,4 +1,4 @@
-"""What may change when a run is resumed."""
+"""Which options may change when a run is resumed."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,27 +6,21 @@ from lm.config.options import Config
 from lm.files import UserError
 
 if TYPE_CHECKING:
-    from lm.runs.checkpoint import Saved
     from lm.runs.folder import Run
 
-
 RESUMABLE = ("trainer.max_steps", "trainer.max_minutes", "log.", "name", "runs")
-"""Options that may change when a run is resumed; others would make it another run, and take --allow_changes."""
-
-
+"""Options that may change when a run is resumed; others would make it another run, and need --allow_changes."""
 CHANGEABLE_MODEL = ("model.dropout", "model.compile")
 """Options of the model that its weights do not depend on."""
-
-
 CARRIED = ("data.sampling", "data.batch_size", "trainer.accumulate")
 """Options that the state carried by data.sampling streams depends on."""
 
 
-def changes(before: Config, now: Config, allowed: bool, run: "Run") -> dict[str, list[Any]]:
+def changed_options(before: Config, now: Config, allowed: bool, run: "Run") -> dict[str, list[Any]]:
     """The options that differ: {name: [before, now]}.
 
     Raises:
-        UserError: one of them may not, or not unless it is asked for.
+        UserError: one of them may not, or not unless changes are allowed.
     """
     old, new = before.flat(), now.flat()
     changed = {key: [old[key], value] for key, value in new.items() if value != old[key]}
@@ -40,11 +34,3 @@ def changes(before: Config, now: Config, allowed: bool, run: "Run") -> dict[str,
                 "start a new one, or accept that with --allow_changes"
             )
     return changed
-
-
-def used_up(config: Config, saved: "Saved") -> bool:
-    """Whether a checkpoint stands at the end of the budget."""
-    budget = config.trainer
-    if budget.max_steps is not None:
-        return saved.step >= budget.max_steps
-    return saved.seconds >= 60 * (budget.max_minutes or 0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm.config.options import Config
 from lm.files import UserError
-from lm.training.processes import is_helper, say
+from lm.training.processes import print_status
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -15,41 +15,58 @@ if TYPE_CHECKING:
 
 
 def quieten() -> None:
-    """Lightning's hints on what this program has decided already."""
+    """Hide Lightning's hints about settings that are meant."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", ".*srun.*"):
         warnings.filterwarnings("ignore", message)
 
 
-def make_trainer(config: Config, run: "Run", precision: Any, callbacks: list[Any], checkpoint_io: Any) -> "pl.Trainer":
-    """Lightning's trainer for one endless epoch; the recorder ends it."""
-    import lightning.pytorch as pl
+def make_trainer(config: Config, run: "Run", precision: Any, callbacks: list[Any]) -> "pl.Trainer":
+    """Lightning's trainer for one endless epoch, which the recorder ends.
 
-    return pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.num_nodes,
-        strategy=config.trainer.strategy,
-        precision=precision,
-        max_epochs=-1,
-        max_steps=-1,
-        accumulate_grad_batches=config.trainer.accumulate,
-        val_check_interval=config.eval.every * config.trainer.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        logger=make_logger(config, run) or False,
-        callbacks=callbacks,
-        plugins=[checkpoint_io],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=run.path,
-    )
+    Raises:
+        UserError: this machine does not have the devices, or Lightning the strategy.
+    """
+    import lightning.pytorch as pl
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from lm.training.checkpoints import AtomicCheckpointIO
+
+    wanted = config.trainer
+    try:
+        return pl.Trainer(
+            accelerator=wanted.accelerator,
+            devices=wanted.devices,
+            num_nodes=wanted.num_nodes,
+            strategy=wanted.strategy,
+            precision=precision,
+            max_epochs=-1,
+            max_steps=-1,
+            accumulate_grad_batches=wanted.accumulate,
+            val_check_interval=config.eval.every * wanted.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=False,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run.path,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
+        asked = f"accelerator {wanted.accelerator}, {wanted.devices} devices, strategy {wanted.strategy!r}"
+        reason = str(error).split(". ")[0]
+        raise UserError(f"trainer: {asked} cannot be had here: {reason}; the default, auto, can") from None
 
 
 def resolve_precision(config: Config) -> Any:
-    """`auto` as what the device does best."""
+    """The precision of a configuration; for `auto` the best that the device has.
+
+    Raises:
+        UserError: 16-mixed without a GPU.
+    """
     import torch
 
     gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
@@ -60,39 +77,15 @@ def resolve_precision(config: Config) -> Any:
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 32
 
 
-def check_devices(config: Config, precision: Any) -> None:
-    """Refuse devices and strategies that Lightning does not have here, before a folder is made."""
-    import lightning.pytorch as pl
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    wanted = config.trainer
-    try:
-        pl.Trainer(
-            accelerator=wanted.accelerator,
-            devices=wanted.devices,
-            num_nodes=wanted.num_nodes,
-            strategy=wanted.strategy,
-            precision=precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
-        asked = f"accelerator {wanted.accelerator}, {wanted.devices} devices, strategy {wanted.strategy!r}"
-        reason = str(error).split(". ")[0]
-        raise UserError(f"trainer: {asked} cannot be had here: {reason}; the default, auto, can") from None
-
-
-def make_logger(config: Config, run: "Run") -> Any:
-    """Weights & Biases with our names and x-axes, or None."""
-    if config.log.wandb == "disabled" or is_helper():
-        return None
+def make_loggers(config: Config, run: "Run") -> list[Any]:
+    """Weights & Biases with our names and x-axes, unless it is disabled or not installed."""
+    if config.log.wandb == "disabled":
+        return []
     try:
         import wandb
     except ModuleNotFoundError:
-        say("wandb is not installed: metrics go to metrics.csv only")
-        return None
+        print_status("wandb is not installed: metrics go to metrics.csv only")
+        return []
     from lightning.pytorch.loggers import WandbLogger
 
     from lm.runs.metrics import AXES
@@ -111,4 +104,4 @@ def make_logger(config: Config, run: "Run") -> Any:
     for axis in AXES:
         experiment.define_metric(axis, hidden=True)
     experiment.define_metric("*", step_metric="step")
-    return WandbLogger(experiment=experiment, save_dir=run.path)
+    return [WandbLogger(experiment=experiment, save_dir=run.path)]

@@ -1,0 +1,75 @@
+"""The training algorithm, without Lightning, metrics and checkpoints: start reading here.
+
+`lm.training.task` does the same within Lightning, on any number of devices, and is made of the same functions; a test
+shows that both come to the same weights, to the bit.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.config.options import Config
+from lm.corpora.copying import Copying
+from lm.corpora.corpus import Corpus
+from lm.model import LanguageModel, ModelState
+from lm.training.loss import nll
+from lm.training.optim import clip_gradients, make_optimizer, set_learning_rate
+
+
+class Batch(NamedTuple):
+    """The part of a step's batch that a device reads at once."""
+
+    x: Tensor
+    """inputs (B, T)"""
+    y: Tensor
+    """targets (B, T)"""
+    part: int
+    """its index, of trainer.accumulate parts"""
+    fresh: bool
+    """whether it starts from the initial state, instead of the state after the same part of the last batch"""
+
+
+def train(model: LanguageModel, corpus: Corpus | Copying, config: Config) -> Iterator[float]:
+    """Train for `config.trainer.max_steps` steps in float32. Yields the loss of each step, in nats per character."""
+    steps, parts = config.trainer.max_steps or 0, config.trainer.accumulate
+    optimizer = make_optimizer(model, config.optim)
+    states: dict[int, ModelState] = {}
+    for step in range(steps):
+        set_learning_rate(optimizer, config.optim, step, step / steps)
+        loss = 0.0
+        for part in range(parts):
+            seed_part(config.seed, step, part)
+            batch = make_batch(corpus, config, step, part)
+            part_loss = training_loss(model, batch, states) / parts
+            part_loss.backward()
+            loss += part_loss.item()
+        clip_gradients(model, config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss
+
+
+def seed_part(seed: int, step: int, part: int, rank: int = 0) -> None:
+    """Seed torch's generators, from which dropout draws: a step does not depend on the steps before it."""
+    state = np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> 1))
+
+
+def make_batch(
+    corpus: Corpus | Copying, config: Config, step: int, part: int, rank: int = 0, world_size: int = 1
+) -> Batch:
+    """One part of a step's batch, and of that the rows of one of `world_size` devices."""
+    rows = config.data.batch_size // (config.trainer.accumulate * world_size)
+    first = (part * world_size + rank) * rows
+    (x, y), fresh = corpus.batch(config.data, config.seed, step, range(first, first + rows))
+    return Batch(torch.from_numpy(x), torch.from_numpy(y), part, fresh)
+
+
+def training_loss(model: LanguageModel, batch: Batch, states: dict[int, ModelState]) -> Tensor:
+    """Mean loss of a batch. `states` keeps the state after each part, from which the next batch may continue."""
+    logits, state = model(batch.x, None if batch.fresh else states.get(batch.part))
+    states[batch.part] = tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
+    return nll(logits, batch.y)
