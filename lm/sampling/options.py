@@ -28,7 +28,7 @@ class GenerateOptions:
     """leave out what is less likely than this times the likeliest"""
     samples: Annotated[int, Range(least=0, most=1_000_000)] | None = None
     """number of continuations; 0: only read the prompt, for --save_state (default: 1)"""
-    seed: Annotated[int, Range(least=0, below=2**64, text="at least 0 and below 2^64")] | None = None
+    seed: Annotated[int, Range(least=0, most=2**64 - 1, text="at least 0 and below 2^64")] | None = None
     """the same seed writes the same text (default: 0, or that of the loaded state)"""
     stop: Annotated[list[FreeText], REPEATED] = field(default_factory=list)
     """end before this text; may be given several times"""

@@ -12,8 +12,7 @@ from lm.files import UserError
 from lm.sampling import state
 from lm.sampling.decoder import Decoder, read
 from lm.sampling.packed import pack
-from tests.mixers.test_laws import every_model
-from tests.sampling.test_decoder import GREEDY, LARGE, WILD, every_mixer, texts
+from tests.sampling.helpers import GREEDY, TOKENIZER, WILD, every_model, make, texts
 
 HASH = "0" * 64
 
@@ -21,9 +20,9 @@ HASH = "0" * 64
 @every_model
 @pytest.mark.parametrize("samples", (1, 6))
 def test_going_on_from_a_file_equals_going_on(case, samples, tmp_path):
-    model = every_mixer(case)
+    model = make(case)
     engine = pack(model)
-    start = [read(engine, LARGE.encode("ABC"))] * samples
+    start = [read(engine, TOKENIZER.encode("ABC"))] * samples
     for options in (WILD, GREEDY):
         whole, ends = texts(Decoder(engine, start, 9), 50, options)
         first, middle = texts(Decoder(engine, start, 9), 21, options)
@@ -37,24 +36,24 @@ def test_going_on_from_a_file_equals_going_on(case, samples, tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    model = every_mixer("mingru")
-    state.save(tmp_path / "s", [read(model, LARGE.encode("ABC"))] * 2, 2**64 - 1, HASH)
+    model = make("mingru")
+    state.save(tmp_path / "s", [read(model, TOKENIZER.encode("ABC"))] * 2, 2**64 - 1, HASH)
     return tmp_path / "s", model
 
 
 def test_the_hash_tells_models_apart():
-    model, config = every_mixer("mingru"), ModelConfig(width=32, layers=2)
+    model, config = make("mingru"), ModelConfig(width=32, layers=2)
     hashes = [
-        state.fingerprint(model, LARGE.characters, config),
-        state.fingerprint(model, LARGE.characters[:-1] + "\u00e9", config),
-        state.fingerprint(model, LARGE.characters, ModelConfig(width=32, layers=2, mlp="gelu")),
+        state.fingerprint(model, TOKENIZER.characters, config),
+        state.fingerprint(model, TOKENIZER.characters[:-1] + "\u00e9", config),
+        state.fingerprint(model, TOKENIZER.characters, ModelConfig(width=32, layers=2, mlp="gelu")),
     ]
     with torch.no_grad():
         model.blocks[0].mlp.up.weight[3, 4] += 1e-6
-    hashes.append(state.fingerprint(model, LARGE.characters, config))
+    hashes.append(state.fingerprint(model, TOKENIZER.characters, config))
     assert len(set(hashes)) == 4
     trained_otherwise = ModelConfig(width=32, layers=2, dropout=0.3)
-    assert state.fingerprint(model, LARGE.characters, trained_otherwise) == hashes[-1]
+    assert state.fingerprint(model, TOKENIZER.characters, trained_otherwise) == hashes[-1]
 
 
 def refused(path, model, message, model_hash=HASH):
@@ -67,7 +66,7 @@ def test_a_foreign_state_is_refused(saved):
     path, model = saved
     assert state.load(path, model, HASH)[1] == 2**64 - 1
     refused(path, model, "the state of another model", "1" * 64)
-    refused(path, every_mixer("gru"), "its tensors are not those")
+    refused(path, make("gru"), "its tensors are not those")
     refused(path.with_name("none"), model, "no state file")
 
 
@@ -141,5 +140,5 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        state.save(path, [read(model, LARGE.encode("A"))], 1, HASH)
+        state.save(path, [read(model, TOKENIZER.encode("A"))], 1, HASH)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
