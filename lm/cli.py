@@ -1,8 +1,8 @@
-"""The command `char-lm` and its sub-commands, and the one place where errors become a line and an exit code.
+"""The command `char-lm` and its sub-commands, and the only place that turns errors into a line and an exit code.
 
-A sub-command is a module with `Options` (a dataclass whose docstring describes it), `USAGE` and `run(options)`, which
-returns the exit code; or, where words are more than options, with `main(words)`. Modules are imported when they are
-asked for: `--help` and wrong options answer before torch is loaded.
+A sub-command is a module with `Options` (a dataclass whose docstring describes the command), `USAGE` and
+`run(options)`, which returns the exit code; or with `main(words)`, where the words are not only options. A module is
+imported when its command is called, so that `--help` and wrong options are answered before torch is loaded.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from lm.config.command import parse
 from lm.config.fields import nearest
-from lm.files import UserError, printable
+from lm.files import UserError, is_out_of_memory, printable
 
 COMMANDS = {
     "train": ("lm.training.main", "train a model, or go on with a run"),
@@ -27,15 +27,15 @@ COMMANDS = {
     "reproduction": ("lm.analysis.reproduction", "the paper's claims beside our measurements"),
     "document": ("lm.report.document", "run a command and put what it prints into a document"),
 }
-"""Sub-commands: the module of each, and what it is for."""
+"""Sub-commands: the module of each, and its line in `char-lm --help`."""
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command line. Returns the exit code: 0; 1 for a training that failed; 2 for a mistake; 130 for Ctrl-C."""
+    """Run a command line. Returns the exit code: 0, 1 if a training failed, 2 after an error, 130 after Ctrl-C."""
     words = sys.argv[1:] if words is None else words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without a sign shows ? for it
+            stream.reconfigure(errors="replace")  # ? for what the terminal's encoding lacks
     name = " ".join(["char-lm", *[word for word in words[:1] if word in COMMANDS]])
     return boundary(name, lambda: dispatch(words))
 
@@ -55,7 +55,7 @@ def dispatch(words: list[str]) -> int:
 
 
 def overview() -> str:
-    """What `char-lm --help` prints."""
+    """The text of `char-lm --help`."""
     lines = [f"  {name:<14} {about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(
         ["usage: char-lm COMMAND [OPTION ...]", "", *lines, "", "char-lm COMMAND --help lists the options."]
@@ -63,34 +63,44 @@ def overview() -> str:
 
 
 def boundary(prog: str, command: Callable[[], int]) -> int:
-    """Run a command; whatever a user or the system may cause becomes one line on stderr and an exit code."""
-    problem = ""
+    """Run a command. Errors of the user or the system become one line on stderr and an exit code; bugs pass through."""
     try:
-        code = command()
+        code = _exit_code(command)
         sys.stdout.flush()
         return code
-    except UserError as error:
-        problem = str(error)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has ended
         _drop_stdout()
         return 0
-    except UnicodeDecodeError as error:
-        problem = f"stdin is not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})"
-    except OSError as error:
-        _drop_stdout()
-        name = f"{error.filename}: " if error.filename else ""
-        problem = f"{name}{error.strerror or error}"
-    except MemoryError:
-        problem = "out of memory"
     except KeyboardInterrupt:
         _drop_stdout()
         print("interrupted", file=sys.stderr)
         return 130
+    except UserError as error:
+        problem = str(error)
+    except UnicodeDecodeError as error:
+        problem = f"stdin is not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})"
+    except OSError as error:
+        _drop_stdout()
+        problem = f"{error.filename}: " if error.filename else ""
+        problem += error.strerror or str(error)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = "out of memory"
     print(f"{prog}: error: {printable(problem)}", file=sys.stderr)
     return 2
 
 
+def _exit_code(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except SystemExit as stopped:  # argparse exits after --help
+        if stopped.code:
+            raise
+        return 0
+
+
 def _drop_stdout() -> None:
-    """What is still buffered cannot be written, or is no longer wanted: Python would fail on it once more at the end."""
+    """Discard buffered output, which Python would otherwise try to write again, and fail, when it exits."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

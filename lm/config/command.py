@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {word}" + nearest(word, (field.flag for field in self.fields.values()))
         raise UserError(message)
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help to stdout; argparse would ignore errors such as a full disk."""
+        print(self.format_help(), end="")
+
     def format_help(self) -> str:
         """One entry an option: name, meaning, default."""
         description = textwrap.wrap(" ".join((inspect.getdoc(self.options[0]) or "").split()), 100)
