@@ -1,77 +1,20 @@
-"""Every backend of the recurrence against the loop in float64, and the building of the native one."""
+"""The operations of the recurrence, with every backend, against the loop in float64; the choice of a backend."""
 
 import functools
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import importlib
 
 import pytest
 import torch
 from torch import Tensor
 
 from lm import recurrence
-from lm.native import build as native
-from lm.recurrence import cpu, portable, reference
-from tests.commands import ROOT
+from lm.native.build import BuildError, Library
+from lm.recurrence import cpu, portable, reference, selective
+from tests.recurrence.helpers import LAYOUTS, PARTS, TOLERANCE, assert_close, error, inputs_of, loop, outputs_of
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 LENGTHS = [1, 2, 63, 257, 1000]
 WIDTHS = [1, 3, 24, 130]
-PARTS = {"linear_scan": 2, "mingru_scan": 2, "minlstm_scan": 3}
 pytestmark = pytest.mark.usefixtures("threads")
-
-
-def inputs_of(name: str, B: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Leaves: a and b, or the projection, and at last h0."""
-    generator = torch.Generator().manual_seed(T * D)
-    x = torch.randn(B, T, PARTS[name] * D, generator=generator).mul(2).to(dtype)
-    h0 = torch.rand(B, D, generator=generator)
-    if name == "linear_scan":
-        a, b = x.chunk(2, dim=-1)
-        return [leaf.requires_grad_() for leaf in (a.sigmoid(), b.clone(), h0)]
-    return [x.requires_grad_(), h0.requires_grad_()]
-
-
-def random_weights(outputs: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
-    """Gradients for the outputs, the same for whatever types they have, exact in the given one."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(y.shape, generator=generator).to(dtype).to(y.dtype) for y in outputs]
-
-
-def outputs_of(function: Callable, inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """h, h_last, and the gradients of all inputs under random gradients of both."""
-    outputs = function(*inputs)
-    return [*outputs, *torch.autograd.grad(outputs, inputs, random_weights(outputs, dtype or inputs[0].dtype))]
-
-
-def loop(name: str, inputs: list[Tensor]) -> list[Tensor]:
-    """What the loop in float64 makes of the same numbers."""
-    torch.set_num_threads(1)  # thousands of small operations are slow with more
-
-    def fold(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        *x, h = inputs
-        pieces = []  # short ones: the gradient of x[:, t] is as long as x
-        for piece in zip(*(y.split(128, dim=1) for y in x), strict=True):
-            out, h = getattr(reference, name)(*piece, h)
-            pieces.append(out)
-        return torch.cat(pieces, dim=1), h
-
-    twins = [x.detach().double().requires_grad_() for x in inputs]
-    return outputs_of(fold, twins, inputs[0].dtype)
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    """The relative error, in the Euclidean norm; infinite if there is a NaN."""
-    got, want = got.detach().double(), want.detach().double()
-    wrong = (got - want).norm() / want.norm().clamp_min(1e-30)
-    return wrong.item() if wrong == wrong else float("inf")
-
-
-def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
-    assert [x.shape for x in got] == [x.shape for x in want]
-    errors = [error(x, y) for x, y in zip(got, want, strict=True)]
-    assert max(errors) <= tolerance, errors
 
 
 def check(name: str, B: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> None:
@@ -166,29 +109,42 @@ def test_extreme_inputs(backend, name, dtype):
     assert_close(got[:2], want[:2], TOLERANCE[dtype])
 
 
-def test_nan_is_not_hidden(backend):
-    for name in ("mingru_scan", "minlstm_scan"):
-        for part in range(PARTS[name]):
-            x = torch.zeros(1, 3, PARTS[name])
-            x[0, 1, part] = float("nan")
-            h, h_last = getattr(recurrence, name)(x)
-            assert h[0, :, 0].isnan().tolist() == [False, True, True] and h_last.isnan().all()
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("T", [3, 1037])
+def test_nan_and_infinity_stay(backend, threads, name, bad, T):
+    """They reach every later state, across chunks of time as well, even where all memory fades within a few steps;
+    other channels, and the steps before, stay finite."""
+    threads(3)
+    for part in range(PARTS[name]):
+        if bad == float("inf") and part < PARTS[name] - 1:
+            continue  # an infinite gate logit is a closed or open gate, and an infinite a a mistake
+        *x, h0 = (y.detach() for y in inputs_of(name, 1, T, 2))
+        parts = x if name == "linear_scan" else x[0].chunk(PARTS[name], dim=-1)
+        parts[part][0, 1, 0] = bad
+        h, h_last = getattr(recurrence, name)(*x, h0)
+        assert h[0, :, 0].isfinite().tolist() == [True] + [False] * (T - 1)
+        assert h[0, :, 1].isfinite().all() and h_last[0].isfinite().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("T", [3, 1037])
+def test_nan_in_a_stays_in_the_gradients(backend, threads, T):
+    """The gradient of b_t is the sum over later steps of the products of a in between."""
+    threads(3)
+    a, b, h0 = inputs_of("linear_scan", 1, T, 2)
+    with torch.no_grad():
+        a[0, T - 2, 0] = float("nan")
+    h, _ = recurrence.linear_scan(a, b, h0)
+    _, grad_b, grad_h0 = torch.autograd.grad(h[:, :].sum(), [a, b, h0])
+    assert grad_b[0, :, 0].isfinite().tolist() == [False] * (T - 2) + [True, True]
+    assert grad_b[0, :, 1].isfinite().all() and grad_h0[0].isfinite().tolist() == [False, True]
 
 
 # ---------------------------------------------------------------- memory layouts
 
 
 @pytest.mark.parametrize("name", ["mingru_scan", "minlstm_scan"])
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-        lambda x: x[:1].expand(x.shape),
-    ],
-    ids=["wide rows", "time first", "channels first", "one row for all"],
-)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_projection_layouts(backend, name, layout):
     x, h0 = inputs_of(name, 3, 63, 24)
     function = getattr(recurrence, name)
@@ -265,49 +221,24 @@ def test_wrong_shapes(name):
         function(*(x[:, :0] for x in inputs[:-1]))
 
 
-# ---------------------------------------------------------------- choosing and building a backend
+# ---------------------------------------------------------------- the choice of a backend
 
 
-@pytest.fixture
-def unbuilt(monkeypatch, tmp_path):
-    """As in a new process with an empty cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_without_a_compiler_the_portable_kernels_serve(monkeypatch, tmp_path):
+    """With one warning, unless the native ones are asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("LM_BACKEND", "auto")
-    for cached in (cpu._load, recurrence._warn_once):
-        cached.cache_clear()
-    yield monkeypatch
-    for cached in (cpu._load, recurrence._warn_once):
-        cached.cache_clear()
-
-
-def no_compiler(monkeypatch, folder):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(folder))
-
-
-def missing_compiler(monkeypatch, folder):
-    monkeypatch.setenv("CC", str(folder / "no-such-compiler"))
-
-
-def failing_compiler(monkeypatch, folder):
-    script = folder / "cc"
-    script.write_text("#!/bin/sh\n[ $1 = --version ] || { echo out of ideas >&2; exit 1; }\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("CC", str(script))
-
-
-@pytest.mark.parametrize(
-    ("break_it", "reason"),
-    [(no_compiler, "no C compiler"), (missing_compiler, "no-such-compiler"), (failing_compiler, "out of ideas")],
-)
-def test_without_a_build_the_portable_path_serves(unbuilt, tmp_path, break_it, reason):
-    break_it(unbuilt, tmp_path)
-    with pytest.warns(RuntimeWarning, match=reason) as warned:
+    for module in (cpu, selective):
+        monkeypatch.setattr(module, "library", Library(module.library.source, **module.library.functions))
+    with pytest.warns(RuntimeWarning, match="no-such-compiler") as warned:
         check("mingru_scan", 2, 63, 24)
         check("minlstm_scan", 2, 63, 24)
     assert len(warned) == 1
-    unbuilt.setenv("LM_BACKEND", "native")
-    with pytest.raises(native.BuildError, match=reason):
+    with pytest.warns(RuntimeWarning, match=r"selective\.c .*no-such-compiler"):
+        assert recurrence.kernels(torch.zeros(1), selective) is portable
+    monkeypatch.setenv("LM_BACKEND", "native")
+    with pytest.raises(BuildError, match="no-such-compiler"):
         recurrence.mingru_scan(torch.zeros(1, 1, 2))
 
 
@@ -322,55 +253,35 @@ def test_backend_of_a_tensor(backend):
     assert all(recurrence.kernels(torch.zeros(1, dtype=dtype)) is expected for dtype in TOLERANCE)
     assert recurrence.kernels(torch.zeros(1, dtype=torch.float64)) is portable
     assert recurrence.kernels(torch.zeros(1, device="meta")) is portable
+    assert recurrence.kernels(torch.zeros(1), selective) is {"portable": portable, "native": selective}[backend]
 
 
-def test_unwritable_cache(compiler, unbuilt, tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("where the folder should be")
-    unbuilt.setenv("XDG_CACHE_HOME", str(blocked))
-    unbuilt.setenv("LM_BACKEND", "native")
-    check("mingru_scan", 2, 63, 24)
+class OnGpu:
+    """What `kernels` looks at of a tensor on an NVIDIA GPU."""
+
+    device = torch.device("cuda")
+    dtype = torch.float32
 
 
-def test_processes_build_at_once(compiler, tmp_path):
-    """Two processes with one empty cache: both come out with right values, and one library is left."""
-    code = "import torch; from lm import recurrence; print(recurrence.mingru_scan(torch.zeros(1, 2, 2))[0].tolist())"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "LM_BACKEND": "native"}
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert [process.communicate()[0].strip() for process in started] == ["[[[0.25], [0.375]]]"] * 2
-    assert [path.suffix for path in (tmp_path / "char-lm").iterdir()] == [".so"]
+def test_without_triton_a_gpu_is_served_by_the_portable_kernels(monkeypatch):
+    def missing(name):
+        raise ImportError("No module named 'triton' today")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setenv("LM_BACKEND", "auto")
+    with pytest.warns(RuntimeWarning, match="triton.*slower PyTorch implementation"):
+        assert recurrence.kernels(OnGpu()) is portable
+    for backend in ("triton", "native"):
+        monkeypatch.setenv("LM_BACKEND", backend)
+        with pytest.raises(ImportError, match="triton"):
+            recurrence.kernels(OnGpu())
+    monkeypatch.setenv("LM_BACKEND", "portable")
+    assert recurrence.kernels(OnGpu()) is portable
 
 
-# ---------------------------------------------------------------- memory
-
-
-def test_memory_is_used_again_once_nothing_refers_to_it(compiler):
-    pool, shape = cpu.Pool(limit=1 << 20), torch.Size((4, 1024))
-    first = pool.empty(torch.zeros(1), shape)
-    address, row = first.data_ptr(), first[0]
-    del first
-    assert pool.empty(torch.zeros(1), shape).data_ptr() != address, "a view still needs it"
-    del row
-    addresses = {pool.empty(torch.zeros(1), shape).data_ptr() for _ in range(8)}
-    assert address in addresses and len(addresses) <= 2
-
-
-def test_idle_memory_is_bounded(compiler):
-    pool = cpu.Pool(limit=1 << 20)
-    kept = [pool.empty(torch.zeros(1), torch.Size((n, 1024))) for n in range(1, 100)]
-    assert not pool.idle
-    del kept
-    assert 0 < sum(block.nbytes for block in pool.idle) <= 1 << 20
-
-
-def test_memory_saved_for_backward_is_not_used_again(compiler, monkeypatch):
-    """Two scans larger than LARGE, alive at once: each has its own outputs, and gradients."""
-    monkeypatch.setattr(cpu, "LARGE", 1)
-    projections = [torch.randn(2, 64, 48, requires_grad=True) for _ in range(2)]
-    wanted = [torch.autograd.grad(reference.mingru_scan(p)[0].square().sum(), p)[0] for p in projections]
-    scans = [recurrence.mingru_scan(p)[0].square().sum() for p in projections]
-    for scan, projection, want in zip(scans, projections, wanted, strict=True):
-        torch.testing.assert_close(torch.autograd.grad(scan, projection)[0], want, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("backend", ["auto", "native", "triton"])
+def test_a_gpu_is_served_by_triton(monkeypatch, backend):
+    monkeypatch.setattr(importlib, "import_module", lambda name: name)
+    monkeypatch.setenv("LM_BACKEND", backend)
+    assert recurrence.kernels(OnGpu()) == "lm.recurrence.cuda"
+    assert (recurrence.kernels(torch.zeros(1)) == "lm.recurrence.cuda") == (backend == "triton")

@@ -1,4 +1,4 @@
-"""The Triton kernels against the loop in float64. `test_recurrence_triton.py` runs this file in a process of its own.
+"""The Triton kernels against the loop in float64. `test_cuda.py` runs this file in a process of its own.
 
 On a GPU as they are; elsewhere in Triton's interpreter (TRITON_INTERPRET=1), which takes milliseconds for every step,
 so the sizes are small.
@@ -10,7 +10,18 @@ from torch import Tensor
 
 from lm import recurrence
 from lm.recurrence import cuda, portable, reference
-from tests.recurrence.test_recurrence import PARTS, TOLERANCE, assert_close, error, inputs_of, loop, random_weights
+from tests.recurrence.helpers import (
+    LAYOUTS,
+    PARTS,
+    TOLERANCE,
+    assert_close,
+    error,
+    inputs_of,
+    loop,
+    outputs_of,
+    random_weights,
+    selective_inputs,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CELLS = ["mingru_scan", "minlstm_scan"]
@@ -72,12 +83,13 @@ def test_sizes(path, name, B, T, D):
 
 @pytest.mark.parametrize("path", ["chunks"], indirect=True)
 @pytest.mark.parametrize("name", PARTS)
-@pytest.mark.parametrize(("B", "T", "D"), [(2, 63, 1), (1, 35, 40)])
+@pytest.mark.parametrize(("B", "T", "D"), [pytest.param(2, 63, 1, marks=pytest.mark.slow), (1, 35, 40)])
 def test_sizes_in_chunks(path, name, B, T, D):
     check(name, B, T, D)
     assert chunks(B, T, D) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "name"), [("walk", "mingru_scan"), ("chunks", "linear_scan")], indirect=["path"])
 def test_257_steps(path, name):
     check(name, 1, 257, 24)
@@ -89,6 +101,7 @@ def test_half_types(name, dtype):
     check(name, 2, 17, 24, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["chunks"], indirect=True)
 def test_bfloat16_in_chunks(path):
     check("minlstm_scan", 1, 35, 24, torch.bfloat16)
@@ -120,30 +133,50 @@ def test_extreme_inputs(name, dtype):
     h0 = torch.rand(1, columns.shape[1])
     got = results(name, [x, h0])
     assert all(y.isfinite().all() for y in got)
-    want, want_last = portable.cell_forward(x.double(), h0.double(), PARTS[name])
+    want, want_last = portable.scan_forward(portable.Kind(PARTS[name] - 1), (x.double(),), h0.double())
     assert_close(got[:2], [want, want_last], TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_nan_is_not_hidden(name):
+@pytest.mark.parametrize("name", PARTS)
+def test_nan_stays(path, name):
+    """In every later state, across chunks of time too."""
     for part in range(PARTS[name]):
-        x = torch.zeros(1, 3, PARTS[name], device=DEVICE)
-        x[0, 1, part] = float("nan")
-        h, h_last = getattr(recurrence, name)(x)
-        assert h[0, :, 0].isnan().tolist() == [False, True, True] and h_last.isnan().all()
+        *x, h0 = (y.detach() for y in inputs_of(name, 1, 35, 2))
+        parts = x if name == "linear_scan" else x[0].chunk(PARTS[name], dim=-1)
+        parts[part][0, 1, 0] = float("nan")
+        h, h_last = getattr(recurrence, name)(*on_device(x), h0.to(DEVICE))
+        assert h[0, :, 0].isfinite().tolist() == [True] + [False] * 34
+        assert h[0, :, 1].isfinite().all() and h_last[0].isfinite().tolist() == [False, True]
 
 
+def test_nan_in_a_stays_in_the_gradients(path):
+    a, b, h0 = on_device(inputs_of("linear_scan", 1, 35, 2))
+    with torch.no_grad():
+        a[0, 33, 0] = float("nan")
+    _, grad_b, grad_h0 = torch.autograd.grad(recurrence.linear_scan(a, b, h0)[0].sum(), [a, b, h0])
+    assert grad_b[0, :, 0].isfinite().tolist() == [False] * 33 + [True, True]
+    assert grad_b[0, :, 1].isfinite().all() and grad_h0[0].isfinite().tolist() == [False, True]
+
+
+def test_selective_scan_is_served():
+    """It has no kernels of its own yet."""
+    inputs = on_device(selective_inputs(1, 34, 3))
+    outputs = recurrence.selective_scan(*inputs)
+    weights = [w.to(DEVICE) for w in random_weights(outputs, torch.float32)]
+    got = [x.cpu() for x in (*outputs, *torch.autograd.grad(outputs, inputs, weights))]
+    twins = [x.detach().cpu().double().requires_grad_() for x in inputs]
+    assert_close(got, outputs_of(reference.selective_scan, twins, torch.float32), 1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["chunks"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
-        ("mingru_scan", lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]]),
-        ("mingru_scan", lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)),
-        ("minlstm_scan", lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)),
-        ("mingru_scan", lambda x: x[:1].expand(x.shape)),
+        *(("mingru_scan", layout) for layout in LAYOUTS.values()),
         ("linear_scan", lambda x: x[:, :1].expand(x.shape)),
     ],
-    ids=["wide rows", "time first", "channels first", "one row for all", "one step for all"],
+    ids=[*LAYOUTS, "one step for all"],
 )
 def test_layouts(path, name, layout):
     """Strides are the kernels' affair; the gradient of a sum has none."""
@@ -162,6 +195,7 @@ def test_empty(shape):
     h.sum().backward()
 
 
+@pytest.mark.slow
 def test_the_state_is_wide():
     """bfloat16 has 8 digits: a state kept in it would stop at 256 when ones are added; the output does stop there."""
     ones = torch.ones(1, 300, 1, dtype=torch.bfloat16, device=DEVICE)
