@@ -59,7 +59,7 @@ def test_held_out_problems_are_fixed_and_not_trained_on():
 )
 def test_impossible_problems_are_refused(options, message, capsys):
     with pytest.raises((UserError, SystemExit)) as caught:
-        Copying.of(parse(["--data.corpus", COPYING, *options.split()])[0].data)
+        Copying.from_config(parse(["--data.corpus", COPYING, *options.split()])[0].data)
     assert message in str(caught.value) + capsys.readouterr().err
 
 
