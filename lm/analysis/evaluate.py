@@ -78,10 +78,11 @@ def _losses(run: str, options: Options) -> list[tuple[float, float]]:
 
 
 def _draw(path: str, losses: dict[str, list[tuple[float, float]]]) -> None:
-    from lm.report.plot import Panel, save
+    from lm.report.plot import Curve, Panel, save
 
-    panel = Panel("", "validation loss, nats per character", {Path(run).name: curve for run, curve in losses.items()})
-    save(path, [panel], "context of validation, characters", "", logarithmic=False)
+    curves: dict[str, list[Curve]] = {Path(run).name: [curve] for run, curve in losses.items()}
+    panel = Panel("context of validation, characters", "validation loss, nats per character", curves)
+    save(path, [panel], log=(True, False))
 
 
 def _print_copying(model: "LanguageModel", config: DataConfig, context: int) -> float:

@@ -2,11 +2,12 @@
 
     char-lm reproduction --insert docs/reproduction.md
 
-Reads the run folders that `make paper` writes and the numbers that `char-lm bench --json` writes. What has not
-been measured says so.
+Reads the run folders that `make paper` writes and the numbers that `char-lm bench --json` writes. A claim that has not
+been measured is marked so.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,28 +21,21 @@ from lm.report.document import insert
 
 LOSSES = {"mingru": 1.548, "minlstm": 1.555, "mamba": 1.575, "transformer": 1.547}
 """The paper's test losses on Shakespeare."""
-
-
 ACCURACIES = {"mingru": 99.5, "minlstm": 96.0, "mamba": 99.8, "s4d": 18.3}
 """The paper's selective copying, 3 layers, per cent; its S4 beside our S4D."""
-
-
 SPEED_UPS = {("mingru", 512): 175, ("minlstm", 512): 235, ("mingru", 4096): 1324, ("minlstm", 4096): 1361}
 """The paper's, on a T4, over the step-by-step cell of the same family."""
-
-
 REFERENCE = {"mingru": "gru", "minlstm": "lstm"}
-
-
 PARAMETERS = {"mingru": "33 / 22 / 17 / 13 %", "minlstm": "38 / 25 / 19 / 15 %"}
-
-
 MISSING = "not measured yet"
+SOLVED, CLOSE = 95, 5
+"""Per cent of accuracy from which a task counts as solved, and within which two accuracies count as equal."""
+USAGE = "[--insert FILE]"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim: what the paper found, what we found, where, and whether they agree."""
+    """A claim: the paper's figure, ours, whether they agree, and where ours is from."""
 
     claim: str
     paper: str
@@ -54,7 +48,7 @@ class Row:
 
 
 class Systems:
-    """The finished runs of an experiment by system, which is their names without the seed."""
+    """The finished runs of an experiment by system: the name of a run without its seed."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -67,11 +61,11 @@ class Systems:
             self.runs.setdefault(run.name.rpartition("-seed")[0], []).append(run)
 
     def best(self, name: str, metric: str = "val/loss") -> table.Stat:
-        """Mean and spread over the seeds of a system's best; NaN without runs."""
-        return table.Stat.of(table.MEASURES[metric](run) for run in self.runs.get(name, []))
+        """Mean and deviation over the seeds of a system's best; NaN without runs."""
+        return table.Stat.of(table.MEASURES[metric].get(run) for run in self.runs.get(name, []))
 
     def source(self, name: str) -> str:
-        """Where the figure comes from."""
+        """Where the figures of a system are from."""
         return f"`{self.folder}/{name}-seed*`"
 
 
@@ -91,21 +85,15 @@ def speed(numbers: dict[str, Any]) -> Iterator[Row]:
     """Training speed over the step-by-step cell, and over torch's own."""
     medians = {(row["name"], row["T"]): statistics.median(row["times"]) for row in numbers.get("results", [])}
     for (name, T), paper in SPEED_UPS.items():
-        base = REFERENCE[name]
-        ours, verdict = MISSING, "-"
-        if (name, T) in medians:
-            over = {
-                other: medians[other, T] / medians[name, T]
-                for other in (f"{base}_reference", base)
-                if (other, T) in medians
-            }
-            ours = ", ".join(f"{ratio:,.1f} x {other}" for other, ratio in over.items())
-            ratio = over.get(f"{base}_reference", 0)
-            verdict = "agrees" if ratio >= 100 else f"faster, but not by hundreds: {numbers['conditions']['machine']}"
-        yield Row(
-            f"{name} trains so many times as fast as the step-by-step {base}, length {T}",
-            f"{paper} x (T4)", ours, verdict, "`char-lm bench length`",
-        )  # fmt: skip
+        base, verdict = REFERENCE[name], "-"
+        known = [other for other in (f"{base}_reference", base) if {(name, T), (other, T)} <= medians.keys()]
+        over = {other: medians[other, T] / medians[name, T] for other in known}
+        if ratio := over.get(f"{base}_reference"):
+            slower = f"faster, but not by hundreds: {numbers['conditions']['machine']}" if ratio > 1 else ""
+            verdict = "agrees" if ratio >= 100 else slower or "disagrees: slower"
+        claim = f"{name} trains so many times as fast as the step-by-step {base}, length {T}"
+        ours = ", ".join(f"{ratio:,.1f} x {other}" for other, ratio in over.items())
+        yield Row(claim, f"{paper} x (T4)", ours or MISSING, verdict, "`char-lm bench length`")
 
 
 def memory(numbers: dict[str, Any]) -> Iterator[Row]:
@@ -122,73 +110,70 @@ def memory(numbers: dict[str, Any]) -> Iterator[Row]:
 
 def language(runs: Systems) -> Iterator[Row]:
     """Losses of language modelling, and the steps and seconds to the Transformer's best."""
+    transformer = runs.best("transformer").mean
     for name, paper in LOSSES.items():
-        stat, runs_of = runs.best(name), runs.runs.get(name, [])
-        ours = f"{stat.mean:.3f} +- {stat.spread:.3f} ({len(runs_of)} seeds)" if runs_of else MISSING
-        verdict = "-"
-        if runs_of and "transformer" in runs.runs:
-            ahead = runs.best("transformer").mean - stat.mean
-            verdict = (
-                "the yardstick" if name == "transformer" else f"{abs(ahead):.3f} {'better' if ahead > 0 else 'worse'}"
-            )
-            verdict += (
-                "" if name == "transformer" else f" than the Transformer (paper: {paper - LOSSES['transformer']:+.3f})"
-            )
+        stat, count, ours, verdict = runs.best(name), len(runs.runs.get(name, [])), MISSING, "-"
+        if math.isfinite(stat.mean):
+            deviation = f" +- {stat.spread:.3f}" if math.isfinite(stat.spread) else ""
+            ours = f"{stat.mean:.3f}{deviation} ({count} seed{'s' if count > 1 else ''})"
+            ahead = transformer - stat.mean
+            if name == "transformer":
+                verdict = "the yardstick"
+            elif math.isfinite(ahead):
+                verdict = f"{abs(ahead):.3f} {'better' if ahead > 0 else 'worse'} than the Transformer"
+                verdict += f" (paper: {paper - LOSSES['transformer']:+.3f})"
         yield Row(f"Shakespeare, {name}: loss", f"{paper}", ours, verdict, runs.source(name))
     yield from to_target(runs)
 
 
 def to_target(runs: Systems) -> Iterator[Row]:
     """What each needs to reach the Transformer's best loss: the worst of its seeds', so that all of them reach it."""
-    target = max((table.best(run, "val/loss").loss for run in runs.runs.get("transformer", [])), default=None)
+    target = table.default_target(runs.runs.get("transformer", []), "val/loss")
     if target is None:
         yield Row("steps to the Transformer's best loss", "2.5 x fewer", MISSING, "-", runs.source("transformer"))
         return
-    found = {
-        arrival.group.label: arrival
-        for arrival in table.arrivals([table.Group(name, runs.runs[name]) for name in LOSSES if name in runs.runs],
-                                      "val/loss", target)
-    }  # fmt: skip
-    slow = found["transformer"].at
+    groups = [table.Group(name, runs.runs[name]) for name in LOSSES if name in runs.runs]
+    found = {arrival.group.label: arrival for arrival in table.arrivals(groups, "val/loss", target)}
     for name in LOSSES:
-        if name == "transformer" or name not in found:
-            continue
-        at, count = found[name].at, len(runs.runs[name])
-        steps, seconds = (slow[axis].mean / at[axis].mean for axis in ("step", "train_seconds"))
-        reached = f" ({found[name].reached} of {count} seeds reach it)" if found[name].reached < count else ""
-        ours = f"{at['step'].mean:,.0f} against {slow['step'].mean:,.0f} steps: {steps:.1f} x fewer"
-        ours += f"; {seconds:.1f} x less time"
-        verdict = "agrees" if steps >= 2 else "fewer, but less so" if steps > 1.05 else "disagrees"
-        paper = {"mingru": "2.5 x fewer (575 against 2,000 for the best: 3.5)"}.get(name, "-")
-        yield Row(
-            f"{name}: steps to the Transformer's best loss, {target:.4f}",
-            paper,
-            ours + reached,
-            verdict,
-            runs.source(name),
-        )
+        if name != "transformer" and name in found:
+            paper = {"mingru": "2.5 x fewer (575 against 2,000 for the best: 3.5)"}.get(name, "-")
+            claim = f"{name}: steps to the Transformer's best loss, {target:.4f}"
+            yield Row(claim, paper, *steps_and_seconds(found[name], found["transformer"]), runs.source(name))
+
+
+def steps_and_seconds(ours: table.Arrival, transformer: table.Arrival) -> tuple[str, str]:
+    """What a system needs to the target beside the Transformer, in words, and the verdict."""
+    count, slow = len(ours.group.runs), transformer.at
+    if not transformer.reached or not ours.group.has("val/loss"):
+        return MISSING, "-"
+    if not ours.reached:
+        return f"none of {count} seeds reaches it", "disagrees"
+    steps, seconds = (slow[axis].mean / ours.at[axis].mean for axis in ("step", "train_seconds"))
+    text = f"{ours.at['step'].mean:,.0f} against {slow['step'].mean:,.0f} steps: {steps:.1f} x fewer"
+    text += f"; {seconds:.1f} x less time"
+    text += f" ({ours.reached} of {count} seeds reach it)" if ours.reached < count else ""
+    return text, "agrees" if steps >= 2 else "fewer, but less so" if steps > 1.05 else "disagrees"
 
 
 def copying(runs: Systems) -> Iterator[Row]:
     """Accuracy on selective copying by depth."""
     for name, paper in ACCURACIES.items():
-        found = {}
-        for layers in (1, 2, 3):
-            stat = runs.best(f"copying_{name}-layers{layers}", "val/accuracy")
-            if stat.mean == stat.mean:
-                found[layers] = 100 * stat.mean
+        accuracies = {n: 100 * runs.best(f"copying_{name}-layers{n}", "val/accuracy").mean for n in (1, 2, 3)}
+        found = {n: value for n, value in accuracies.items() if value == value}
         ours = "; ".join(f"{layers}: {value:.1f} %" for layers, value in found.items()) or MISSING
-        verdict = "-"
-        if 3 in found:
-            verdict = "solves it" if found[3] >= 95 else "does not solve it"
-            verdict += ", as in the paper" if (found[3] >= 95) == (paper >= 95) else ", unlike the paper"
-        yield Row(
-            f"selective copying, {name}: accuracy by layers",
-            f"3: {paper} %",
-            ours,
-            verdict,
-            runs.source(f"copying_{name}-layers*"),
-        )
+        verdict = compare_accuracies(found[3], paper) if 3 in found else "-"
+        claim = f"selective copying, {name}: accuracy by layers"
+        yield Row(claim, f"3: {paper} %", ours, verdict, runs.source(f"copying_{name}-layers*"))
+
+
+def compare_accuracies(ours: float, paper: float) -> str:
+    """The verdict on two accuracies in per cent."""
+    verdict = "solves it" if ours >= SOLVED else "does not solve it"
+    if (ours >= SOLVED) != (paper >= SOLVED):
+        return f"{verdict}, unlike the paper"
+    if ours >= SOLVED or abs(ours - paper) <= CLOSE:
+        return f"{verdict}, as in the paper"
+    return f"{verdict}, but {abs(ours - paper):.1f} points {'above' if ours > paper else 'below'} the paper"
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -199,9 +184,6 @@ def read_json(path: str) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a benchmark's numbers: {error}") from None
-
-
-USAGE = "[--insert FILE]"
 
 
 @dataclass
@@ -221,7 +203,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print the table."""
+    """Print the table, and insert it into a document. Returns the exit code."""
     length = read_json(options.length)
     rows = [*parameters(read_json(options.parameters)), *speed(length), *memory(length)]
     rows += [*language(Systems(options.language)), *copying(Systems(options.copying))]

@@ -4,8 +4,8 @@
     char-lm sweep --configs configs/paper_cpu/mingru.yaml configs/paper_cpu/mamba.yaml --seeds 1 2 3
 
 A system is a mixer in one base configuration, or a configuration of its own, perhaps at several values of one option
-(`--vary model.layers 1 2 3`). Each run is `char-lm train` in a process of its own. Finished runs are skipped and broken ones
-resumed, so that the same command can be given again after an interruption.
+(`--vary model.layers 1 2 3`). Each run is `char-lm train` in a process of its own. Finished runs are skipped and
+interrupted ones resumed, so that the same command can be given again.
 """
 
 import subprocess
@@ -49,7 +49,7 @@ class Options:
 
 
 def runs(own: Options, options: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Name and command line of every run; what the sweep sets goes over options of char-lm train, and those over a file.
+    """Name and options of each run. The sweep's own go before those for char-lm train, and those before a file's.
 
     Raises:
         UserError: there is nothing to train.
@@ -74,7 +74,7 @@ def _short(value: str) -> str:
 
 
 def command(path: Path, argv: list[str]) -> list[str] | None:
-    """What trains, or resumes, the run in this folder; None if it is finished.
+    """The command that trains or resumes the run in this folder; None if it has ended.
 
     Raises:
         UserError: the folder holds a run with another configuration.
@@ -96,14 +96,21 @@ def execute(words: list[str]) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit code: 0, or that of the run that failed."""
+    """Train all runs and compare them. Returns the exit code: 0, or 1 if a run failed.
+
+    Any other code of a run, such as that of Ctrl-C, ends the sweep and is its own.
+    """
     cut = words.index("--") if "--" in words else len(words)
     own, options = parse(Options, words[:cut], "char-lm sweep", USAGE), words[cut + 1 :]
     every = [(Path(own.runs) / name, argv) for name, argv in runs(own, options)]
-    for path, argv in every:  # what is wrong with the last is said before the first has trained for hours
+    for path, argv in every:  # a mistake in the last is reported before the first has trained for hours
         command(path, argv)
+    failed = 0
     for path, argv in every:
         todo = command(path, argv)
-        if todo and (code := execute(todo)) not in (0, 1):
+        code = execute(todo) if todo else int(Run(path).summary().get("status") == "diverged")
+        if code not in (0, 1):
             return code
-    return compare.run(compare.Options([own.runs], html=own.html, png=own.png))
+        failed = max(failed, code)
+    compare.run(compare.Options([own.runs], html=own.html, png=own.png))
+    return failed

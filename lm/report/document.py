@@ -1,13 +1,14 @@
-"""What commands print goes into documents between marks, so that no figure is typed by hand.
+"""What commands print is inserted into documents between marks, so that no figure is typed by hand.
 
     char-lm document FILE python -m tests.harness.fuzz --minutes 10
 
-runs a command that has no --insert of its own. The marks are named as the command is, without what HTML has no place
-for in a comment: `tests.harness.fuzz minutes 10`.
+runs a command that has no --insert of its own. The mark is the command without `python -m` or `char-lm`, and without
+`--`, which HTML does not allow in a comment: `tests.harness.fuzz minutes 10`.
 """
 
 import contextlib
 import io
+import re
 import shlex
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from pathlib import Path
 
 from lm.files import UserError, atomic_write, read_text
 
+INTERPRETERS = {"python": [sys.executable], "char-lm": [sys.executable, "-m", "lm"]}
+"""How the first word of a command is run: by the Python that runs this, whatever is on the PATH."""
+
 
 def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
-    """Replace what stands between the lines `<!-- MARK: begin -->` and `<!-- MARK: end -->` of a document.
+    """Replace the text between the lines `<!-- MARK: begin -->` and `<!-- MARK: end -->` of a document.
 
     Args:
         fence: what makes plain text of it; empty for text that is Markdown itself.
@@ -30,32 +34,35 @@ def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
     if f"<!-- {mark}: " in text:
         raise UserError(f"--insert: the text for {path} has the mark <!-- {mark} itself")
     begin, end = (f"{fence}text\n", f"{fence}\n") if fence else ("\n", "\n")
-    atomic_write(path, f"{before}{begin}{text.strip()}\n{end}{after}")
+    inner = f"{begin}{text.strip()}\n{end}"
+    atomic_write(path, before + (inner.replace("\n", "\r\n") if before.endswith("\r\n") else inner) + after)
 
 
 def halves(path: Path, mark: str) -> tuple[str, str]:
-    """What stands before and after, the marks with it."""
-    begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
-    try:
-        before, rest = read_text(path).split(begin)
-        _, after = rest.split(end)
-        return before + begin, end + after
-    except ValueError:
-        raise UserError(f"--insert: {path} needs one line {begin.strip()} and one {end} after it") from None
+    """The parts of a document before and after the text between its marks, the marks included.
+
+    Raises:
+        UserError: the document does not have exactly one pair of marks.
+    """
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    parts = re.split(rf"({re.escape(begin)}\r?\n|{re.escape(end)})", read_text(path))
+    if [part.strip() for part in parts[1::2]] != [begin, end]:
+        raise UserError(f"--insert: {path} needs one line {begin} and one {end} after it")
+    return parts[0] + parts[1], parts[3] + parts[4]
 
 
 @contextlib.contextmanager
 def inserted(place: str | None, mark: str, command: str) -> Iterator[None]:
-    """What is printed meanwhile goes to a document as well, under the command that printed it.
+    """Insert what is printed meanwhile into a document as well, under the command that printed it.
 
     Args:
-        place: the document's path, perhaps with another mark: FILE#MARK; None for no document.
+        place: the document, perhaps with another mark: FILE or FILE#MARK; None for no document.
     """
     if place is None:
         yield
         return
     path, mark = split_place(place, mark)
-    halves(path, mark)  # a document without the marks is found out before anything is measured
+    halves(path, mark)  # a document without the marks is refused before anything is measured
     copy = Copy()
     with contextlib.redirect_stdout(copy):
         yield
@@ -69,17 +76,19 @@ def split_place(place: str, mark: str) -> tuple[Path, str]:
 
 
 class Copy(io.StringIO):
-    """Passes on to stdout what it keeps."""
+    """A stream that keeps what it passes on to stdout."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stdout = sys.stdout
 
     def write(self, text: str) -> int:
+        """Keep a text and print it."""
         self.stdout.write(text)
         return super().write(text)
 
     def flush(self) -> None:
+        """Flush stdout."""
         self.stdout.flush()
 
 
@@ -89,10 +98,10 @@ def main(words: list[str]) -> int:
         raise UserError("usage: char-lm document FILE COMMAND ...")
     path, command = Path(words[0]), words[1:]
     shown = shlex.join(command)
-    mark = shown.removeprefix("python -m ").replace("--", "")
+    mark = re.sub(r"^(python -m|char-lm) ", "", shown).replace("--", "")
     halves(path, mark)
     lines = []
-    actual = [sys.executable, *command[1:]] if command[0] == "python" else command
+    actual = [*INTERPRETERS.get(command[0], command[:1]), *command[1:]]
     with subprocess.Popen(actual, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as process:
         assert process.stdout
         for line in process.stdout:

@@ -57,6 +57,63 @@ def test_speed_and_memory(table, tmp_path):
     assert rows["mingru takes more memory than gru_reference"][1] == "-54 %"
 
 
+@pytest.mark.parametrize(
+    ("reference", "ours", "verdict"),
+    [
+        (0.15, "150.0 x gru_reference", "agrees"),
+        (0.02, "20.0 x gru_reference", "faster, but not by hundreds: this"),
+        (0.0005, "0.5 x gru_reference", "disagrees: slower"),
+        (None, "not measured yet", "-"),
+    ],
+)
+def test_the_verdict_follows_the_ratio(table, tmp_path, reference, ours, verdict):
+    times = {"mingru": [0.001]} | ({"gru_reference": [reference]} if reference else {})
+    results = [{"name": name, "T": 512, "times": t, "bytes": 1} for name, t in times.items()]
+    (tmp_path / "length").write_text(json.dumps({"results": results, "conditions": {"machine": "this"}}))
+    row = table()["mingru trains so many times as fast as the step-by-step gru, length 512"]
+    assert row[1:3] == [ours, verdict]
+
+
+def test_a_target_that_is_not_reached_is_no_number(table, tmp_path):
+    make_run(tmp_path / "language", "mingru-seed1", [2.0, 1.9])
+    make_run(tmp_path / "language", "transformer-seed1", [2.2, 1.6])
+    rows = table()
+    (key,) = (key for key in rows if key.startswith("mingru: steps"))
+    assert rows[key][1:3] == ["none of 1 seeds reaches it", "disagrees"]
+    assert "nan" not in str(rows)
+
+
+def test_runs_without_metrics_have_no_time_to_the_target(table, tmp_path):
+    for name in ("mingru-seed1", "transformer-seed1"):
+        make_run(tmp_path / "language", name, [1.6])
+        path = tmp_path / "language" / name
+        (path / "metrics.csv").unlink()
+        summary = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps(summary | {"best": {"val/loss": 1.6}}))
+    rows = table()
+    (key,) = (key for key in rows if key.startswith("mingru: steps"))
+    assert rows[key][1:3] == ["not measured yet", "-"] and "nan" not in str(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy", "verdict"),
+    [
+        ("mingru", 0.991, "solves it, as in the paper"),
+        ("mingru", 0.5, "does not solve it, unlike the paper"),
+        ("s4d", 0.99, "solves it, unlike the paper"),
+        ("s4d", 0.20, "does not solve it, as in the paper"),
+        ("s4d", 0.775, "does not solve it, but 59.2 points above the paper"),
+        ("s4d", 0.05, "does not solve it, but 13.3 points below the paper"),
+    ],
+)
+def test_accuracies_are_compared_as_numbers(table, tmp_path, name, accuracy, verdict):
+    path = fake_run(tmp_path / "copying", f"copying_{name}-layers3-seed1", rows=1, validations=0)
+    with (path / "metrics.csv").open("a") as file:
+        file.write(csv_row(axes_of("mingru", 10), {"val/accuracy": accuracy}) + "\n")
+    row = table()[f"selective copying, {name}: accuracy by layers"]
+    assert row[1:3] == [f"3: {100 * accuracy:.1f} %", verdict]
+
+
 def test_numbers_that_are_none(tmp_path, capsys):
     (tmp_path / "length").write_text("{")
     assert commands.reproduction([f"--length={tmp_path / 'length'}"]) == 2

@@ -47,6 +47,23 @@ def test_sweep_skips_resumes_and_reports(run_sweep, tmp_path, capsys):
     assert "was made with other options" in capsys.readouterr().err
 
 
+def test_a_run_that_failed_is_the_exit_code_and_the_others_are_trained(run_sweep, tmp_path, monkeypatch, capsys):
+    def execute(words):
+        code = commands.train(words[len(sweep.TRAIN) :])
+        return 1 if "mingru-seed1" in words else code
+
+    monkeypatch.setattr(sweep, "execute", execute)
+    run_sweep("--trainer.max_steps", "2", code=1)
+    assert len(list((tmp_path / "sweep").iterdir())) == 4 and "mingru-seed2" in capsys.readouterr().out
+
+
+def test_a_run_that_diverged_before_is_not_trained_again_and_is_the_exit_code(run_sweep, tmp_path):
+    run_sweep("--trainer.max_steps", "2")
+    run = Run(tmp_path / "sweep" / "mingru-seed1")
+    run.write("summary.json", json.dumps(run.summary() | {"status": "diverged"}))
+    assert run_sweep("--trainer.max_steps", "2", code=1) == []
+
+
 def test_configurations_at_several_values(tmp_path):
     files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     for file, mixer in zip(files, ("mingru", "minlstm"), strict=True):

@@ -1,5 +1,9 @@
 """What commands print, inserted into documents."""
 
+import pytest
+
+from lm.files import UserError
+from lm.report.document import halves, insert
 from tests.commands import document
 
 
@@ -17,3 +21,46 @@ def test_what_a_command_prints_goes_into_a_document(tmp_path, capfd):
         assert document([str(path), "true"]) == 2 and path.read_text() == twice
     path.write_text("<!-- false: begin -->\nold\n<!-- false: end -->\n")
     assert document([str(path), "false"]) == 1 and "old" in path.read_text()
+
+
+def test_the_mark_of_a_command_of_ours_is_without_its_name(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_text("<!-- bench parameters help: begin -->\n<!-- bench parameters help: end -->\n")
+    assert document([str(path), *"char-lm bench parameters --help".split()]) == 0
+    assert "$ char-lm bench parameters --help\nusage: char-lm bench" in path.read_text()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("fence", ["```", ""])
+def test_line_ends_stay_as_they_are(tmp_path, end, fence):
+    path = tmp_path / "a.md"
+    lines = ["before", "<!-- a: begin -->", "old", "<!-- a: end -->", "after", ""]
+    path.write_bytes(end.join(lines).encode())
+    insert(path, "a", "one\ntwo\n", fence)
+    inner = ["```text", "one", "two", "```"] if fence else ["", "one", "two", ""]
+    assert path.read_bytes() == end.join([*lines[:2], *inner, *lines[3:]]).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nothing",
+        "<!-- a: begin -->\n",
+        "<!-- a: end -->\n<!-- a: begin -->\n",
+        "<!-- a: begin --> old\n<!-- a: end -->\n",
+        "<!-- a: begin -->\n<!-- a: end -->\n<!-- a: end -->\n",
+        "<!-- a: begin -->\n<!-- a: begin -->\n<!-- a: end -->\n",
+    ],
+)
+def test_a_document_needs_one_pair_of_marks(tmp_path, text):
+    path = tmp_path / "a.md"
+    path.write_text(text)
+    with pytest.raises(UserError, match="needs one line <!-- a: begin --> and one <!-- a: end --> after it"):
+        halves(path, "a")
+
+
+def test_a_text_with_the_mark_itself_is_refused(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_text("<!-- a: begin -->\n<!-- a: end -->\n")
+    with pytest.raises(UserError, match="has the mark"):
+        insert(path, "a", "<!-- a: end -->")
