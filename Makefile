@@ -1,45 +1,45 @@
-# `make train` and `make test` do everything from a fresh clone: environment, installation from the lock, the work.
+# `make train` and `make test` also make the environment .venv and install the versions in constraints.txt.
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
 train: .venv/ready
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/char-lm train $(ARGS)
 
 test: .venv/ready-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-# The table and the picture at the head of README.md: two minutes a run; finished ones are skipped.
+# The table and the picture in README.md: two minutes for each run; finished runs are skipped.
 results: .venv/ready
-	$(BIN)/python -m lm.sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
-	$(BIN)/python -m lm.compare runs/comparison --insert README.md
+	$(BIN)/char-lm sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
+	$(BIN)/char-lm compare runs/comparison --insert README.md
 
 # docs/reproduction.md: the paper's experiments, scaled for two cores; finished runs are skipped.
 LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml)
 COPYING := configs/paper_cpu/copying_
 CONTEXTS := 64 256 1024 4096 16384
 paper: .venv/ready
-	$(BIN)/python -m lm.sweep --configs $(LM) --seeds 1 2 3 --runs runs/paper_lm
-	$(BIN)/python -m lm.sweep --configs $(COPYING)mingru.yaml $(COPYING)minlstm.yaml --vary model.layers 3 2 1 --runs runs/paper_copying
-	$(BIN)/python -m lm.sweep --configs $(COPYING)mamba.yaml $(COPYING)s4d.yaml --vary model.layers 3 --runs runs/paper_copying
-	$(BIN)/python -m lm.sweep --mixers mingru minlstm mamba attention --runs runs/extrapolation -- \
+	$(BIN)/char-lm sweep --configs $(LM) --seeds 1 2 3 --runs runs/paper_lm
+	$(BIN)/char-lm sweep --configs $(COPYING)mingru.yaml $(COPYING)minlstm.yaml --vary model.layers 3 2 1 --runs runs/paper_copying
+	$(BIN)/char-lm sweep --configs $(COPYING)mamba.yaml $(COPYING)s4d.yaml --vary model.layers 3 --runs runs/paper_copying
+	$(BIN)/char-lm sweep --mixers mingru minlstm mamba attention --runs runs/extrapolation -- \
 	  --data.context 256 --data.batch_size 8 --trainer.max_steps 1000 --eval.every 500
-	$(BIN)/python -m lm.compare runs/paper_lm --png docs/paper_lm.png --insert docs/reproduction.md#paper_lm
-	$(BIN)/python -m lm.compare runs/paper_copying --insert docs/reproduction.md#paper_copying
-	$(BIN)/python -m lm.evaluate runs/extrapolation/*-seed1 --contexts $(CONTEXTS) --png docs/extrapolation.png \
+	$(BIN)/char-lm compare runs/paper_lm --png docs/paper_lm.png --insert docs/reproduction.md#paper_lm
+	$(BIN)/char-lm compare runs/paper_copying --insert docs/reproduction.md#paper_copying
+	$(BIN)/char-lm evaluate runs/extrapolation/*-seed1 --contexts $(CONTEXTS) --png docs/extrapolation.png \
 	  --insert docs/reproduction.md#extrapolation
-	$(BIN)/python -m lm.reproduction --insert docs/reproduction.md
+	$(BIN)/char-lm reproduction --insert docs/reproduction.md
 
-# docs/performance.md, measured on this machine: leave it alone for an hour meanwhile. BENCHES="cell train" does some.
+# docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
 BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs/numerics.png" \
   "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" parameters overhead
 performance: .venv/ready-test
-	for bench in $(BENCHES); do $(BIN)/python -m lm.bench $$bench --insert docs/performance.md || exit; done
+	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 
-# docs/reliability.md: kills, damaged files, precisions; 40 minutes.
+# docs/reliability.md: killed processes, damaged files, precisions, threads; 40 minutes.
 reliability: .venv/ready-test
 	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads; do \
-	  $(BIN)/python -m lm document docs/reliability.md python -m tests.harness.$$words || exit; done
+	  $(BIN)/char-lm document docs/reliability.md python -m tests.harness.$$words || exit; done
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
