@@ -30,8 +30,8 @@ def digest_of(ids: np.ndarray, tokenizer: CharTokenizer) -> str:
 def read(files: list[Path], config: DataConfig) -> Encoded | None:
     """The corpus that is cached for these files, its ids memory-mapped; None if it is missing or damaged."""
     ids_path, about_path = _paths(files, config)
-    remove_leftovers(cache_folder())
     try:
+        remove_leftovers(cache_folder())
         ids = np.load(ids_path, mmap_mode="r", allow_pickle=False)
         about = json.loads(read_text(about_path))
         tokenizer = CharTokenizer(about["characters"])

@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from lm.files import UserError
+from lm.files import UserError, is_out_of_memory
 
 
 class Diverged(Exception):
@@ -25,12 +23,11 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
             raise UserError(
                 "out of memory: lower data.batch_size, data.context or model.width, or raise trainer.accumulate"
             ) from error
-        if "by peer" in text:  # gloo: "Connection closed by peer", "Connection reset by peer"
+        if "by peer" in str(error):  # gloo: "Connection closed by peer", "Connection reset by peer"
             raise UserError("another process of this training has died") from error
         raise

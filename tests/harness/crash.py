@@ -34,7 +34,7 @@ from lm.corpora.sources import read_text
 from lm.files import DATA
 from lm.native import build as native
 from lm.runs.checkpoint import read_checkpoint
-from lm.training import recorder as training
+from lm.training import checkpoints
 from tests.commands import ROOT, train
 from tests.conftest import SMALL
 
@@ -158,13 +158,13 @@ def note_phases(phase: mmap.mmap) -> None:
         setattr(owner, name, noting)
 
     def begins(text: str, name: str) -> None:
-        setattr(training.Checkpoints, name, lambda *_: phase.__setitem__(slice(None), text.encode().ljust(32)))
+        setattr(checkpoints.Checkpoints, name, lambda *_: phase.__setitem__(slice(None), text.encode().ljust(32)))
 
     phase[:] = b"start-up".ljust(32)
     begins("steps", "on_train_batch_start")
     begins("validation and samples", "on_validation_start")
     during("building the kernels", native, "_compile")
-    during("writing a checkpoint", training, "save_atomically")
+    during("writing a checkpoint", checkpoints, "save_atomically")
 
 
 def kill_at_random(kit: Kit, name: str, life: float, own_process: bool, chance: random.Random) -> str | None:

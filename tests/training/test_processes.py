@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lm.runs.folder import Run
+from tests.commands import ROOT
 from tests.harness.crash import metrics
-from tests.training.test_main import ROOT, start, wait_for_step
+from tests.training.conftest import start, wait_for_step
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 LOSSES = ("train/loss", "val/loss", "val/loss_streaming", "grad_norm")
