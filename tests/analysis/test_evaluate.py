@@ -1,71 +1,140 @@
-"""Losses over a split against a plain loop; the command."""
+"""`char-lm evaluate`: each number that it prints against plain torch."""
 
 import math
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lm.config.options import ModelConfig
+from lm.config.options import Config, DataConfig, ModelConfig
+from lm.corpora.copying import Copying
+from lm.corpora.tokenizer import CharTokenizer
 from lm.model import LanguageModel
-from lm.training.loss import nll, streaming_loss, windowed_loss
+from lm.runs import load
 from tests.commands import evaluate
+
+TOKENIZER = CharTokenizer("abcdefghijk")
 
 
 @pytest.fixture
-def model():
+def model(monkeypatch) -> LanguageModel:
+    """A random model whose state matters, which `evaluate` loads for any run."""
     torch.manual_seed(0)
-    model = LanguageModel(11, ModelConfig(width=16, layers=2)).eval()
-    torch.nn.init.normal_(model.head.weight)
+    model = LanguageModel(len(TOKENIZER), ModelConfig(width=16, layers=2)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    config = Config(model=ModelConfig(width=16, layers=2), data=DataConfig(context=32))
+    monkeypatch.setattr(load, "load_with_config", lambda run: (model, TOKENIZER, config))
     return model
 
 
-def by_hand(model, ids, context):
-    """Each character's loss given its window so far, one at a time."""
-    losses = []
-    with torch.no_grad():
-        for i in range(1, len(ids)):
-            start = (i - 1) // context * context
-            logits = model(torch.tensor(ids[start:i].astype(np.int64))[None])[0][0, -1]
-            losses.append(-logits.log_softmax(-1)[int(ids[i])].item())
-    return sum(losses) / len(losses)
+@pytest.fixture
+def text(tmp_path) -> Path:
+    """60,000 random characters of the model's alphabet: 6,000 for validation, more than one piece of the stream."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(random.Random(0).choices(TOKENIZER.characters, k=60_000)))
+    return path
 
 
-def test_windowed_and_streaming_equal_a_plain_loop(model):
-    ids = np.random.default_rng(0).integers(0, 11, 123).astype(np.uint16)
-    assert windowed_loss(model, ids, 20) == pytest.approx(by_hand(model, ids, 20), rel=1e-5)
-    assert streaming_loss(model, ids) == pytest.approx(by_hand(model, ids, len(ids)), rel=1e-5)
+def printed(capsys) -> list[list[str]]:
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_loss_is_computed_in_float32():
-    logits = torch.tensor([[[300.0, 0.0]]], dtype=torch.bfloat16)
-    assert nll(logits, torch.tensor([[1]])).item() == pytest.approx(300)
-    assert nll(logits, torch.tensor([[0]])).dtype == torch.float32
+@torch.no_grad()
+def total_loss(model: LanguageModel, ids: np.ndarray) -> float:
+    """Summed over all characters but the first, each given those before it."""
+    tensor = torch.from_numpy(ids.astype(np.int64))
+    scores = model(tensor[None, :-1])[0][0].double().log_softmax(-1)
+    return -scores.gather(1, tensor[1:, None]).sum().item()
 
 
-def test_the_command_prints_every_context(run_train, capsys):
-    run = run_train("a", "--trainer.max_steps", "5")
-    capsys.readouterr()
-    evaluate([str(run), "--contexts", "8", "100"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        ["windowed", "8"],
-        ["windowed", "100"],
-        ["streaming", lines[2].split()[1]],
-    ]
-    assert all(0 < float(line.split()[-4]) < math.log(70) * 1.5 for line in lines)
-    evaluate([str(run), "--contexts", "8", "--weights", "int8"])
-    exact, rounded = (float(text.split()[-4]) for text in (lines[0], capsys.readouterr().out.splitlines()[0]))
-    assert rounded == pytest.approx(exact, abs=0.1)
-    assert evaluate([str(run), "--contexts", "0"]) == 2
-    assert "--contexts must be at least 1, not 0" in capsys.readouterr().err
+def rounded(loss: float) -> list[str]:
+    return [f"{loss:.4f}", "nats/char", f"{loss / math.log(2):.4f}", "bits/char"]
+
+
+def test_windowed_and_streaming_losses(model, text, capsys):
+    assert evaluate(["any", "--corpus", str(text), "--contexts", "32", "1000"]) == 0
+    ids = TOKENIZER.encode(text.read_text()[-6000:])
+    windows = {c: sum(total_loss(model, ids[i : i + c + 1]) for i in range(0, 5999, c)) / 5999 for c in (32, 1000)}
+    lines = printed(capsys)
+    assert lines[0] == ["windowed", "32", *rounded(windows[32])]
+    assert lines[1] == ["windowed", "1000", *rounded(windows[1000])]
+    assert lines[2] == ["streaming", *rounded(total_loss(model, ids) / 5999)]
+    assert len({line[-4] for line in lines}) == 3  # they differ in what the state has seen
+
+
+def test_the_context_is_the_runs_own_by_default(model, text, capsys):
+    assert evaluate(["any", "--corpus", str(text)]) == 0
+    assert printed(capsys)[0][:2] == ["windowed", "32"]
+
+
+def test_weights_are_rounded_first(model, text, capsys):
+    assert evaluate(["any", "--corpus", str(text), "--contexts", "100", "--weights", "bfloat16"]) == 0
+    ids = TOKENIZER.encode(text.read_text()[-6000:])
+    exact = total_loss(model, ids) / 5999
+    for name, p in model.named_parameters():
+        if p.dim() == 2 and "convolution" not in name and "embedding" not in name:
+            p.data = p.data.bfloat16().float()
+    loss = total_loss(model, ids) / 5999
+    assert printed(capsys)[1] == ["streaming", *rounded(loss)] != ["streaming", *rounded(exact)]
+
+
+def test_another_text_is_read_in_the_models_alphabet(model, tmp_path, capsys):
+    """Of this text's alphabet, `k` is missing, so that its own ids would be the same; `z` is unknown to the model."""
+    path = tmp_path / "other.txt"
+    path.write_text("zkab" * 500)
+    assert evaluate(["any", "--corpus", str(path), "--contexts", "10"]) == 0
+    ids = TOKENIZER.encode("zkab" * 50)
+    assert printed(capsys)[1] == ["streaming", *rounded(total_loss(model, ids) / 199)]
+
+
+def test_copying_is_scored_per_answer(monkeypatch, capsys):
+    data = DataConfig(corpus="selective_copying", context=40)
+    problems = Copying.from_config(data)
+    torch.manual_seed(0)
+    model = LanguageModel(len(problems.tokenizer), ModelConfig(width=16, layers=1)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    monkeypatch.setattr(load, "load_with_config", lambda run: (model, problems.tokenizer, Config(data=data)))
+    assert evaluate(["any"]) == 0
+    losses, right = [], []
+    for row in range(512):
+        x, y = (
+            torch.from_numpy(part) for part in problems._problems([np.random.Philox(key=0, counter=[0, 3, 0, row])])
+        )
+        with torch.no_grad():
+            scores = model(x)[0][0].log_softmax(-1)
+        losses += [-scores[place, y[0, place]].item() for place in range(24, 40)]
+        right += [bool(scores[place].argmax() == y[0, place]) for place in range(24, 40)]
+    expected = f"context 40 {np.mean(losses):.4f} nats/answer {np.mean(right):.2%} right"
+    assert printed(capsys) == [expected.split()]
+    assert evaluate(["any", "--corpus", "bible"]) == 2
+    assert "any was trained on selective_copying, not on text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--contexts", "0"], "--contexts must be at least 1, not 0"),
+        (["--contexts", "6000"], "--contexts: 6000 is not below the 6,000 characters that are scored"),
+        (["--weights", "int4"], "--weights: expected float32 or bfloat16 or int8, not int4"),
+    ],
+)
+def test_mistakes_get_one_line(model, text, words, message, capsys):
+    assert evaluate(["any", "--corpus", str(text), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"char-lm evaluate: error: {message}")
 
 
 def test_several_runs_their_picture_and_a_document(run_train, tmp_path, capsys):
     runs = [str(run_train(name, "--trainer.max_steps", "3", "--eval.sample_chars", "0")) for name in ("a", "b")]
     document = tmp_path / "a.md"
     document.write_text("<!-- here: begin -->\n<!-- here: end -->\n")
+    capsys.readouterr()
     evaluate([*runs, "--contexts", "8", "16", "--png", str(tmp_path / "a.png"), "--insert", f"{document}#here"])
     out = capsys.readouterr().out
-    assert out.count("windowed 8 ") == 2 and out.count("streaming") == 2 and out.strip() in document.read_text()
+    assert out.startswith(f"{runs[0]} (mingru, trained at context 32)\nwindowed 8 ")
+    assert out.count("windowed 8 ") == 2 and out.count("streaming") == 2
+    command = f"$ char-lm evaluate {runs[0]} {runs[1]} --contexts 8 16 --png {tmp_path / 'a.png'}"
+    assert f"{command}\n{out.strip()}" in document.read_text()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

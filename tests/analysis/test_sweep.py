@@ -54,7 +54,7 @@ def test_a_run_that_failed_is_the_exit_code_and_the_others_are_trained(run_sweep
 
     monkeypatch.setattr(sweep, "execute", execute)
     run_sweep("--trainer.max_steps", "2", code=1)
-    assert len(list((tmp_path / "sweep").iterdir())) == 4 and "mingru-seed2" in capsys.readouterr().out
+    assert len(list((tmp_path / "sweep").iterdir())) == 4 and "mingru x2" in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_before_is_not_trained_again_and_is_the_exit_code(run_sweep, tmp_path):
