@@ -29,14 +29,14 @@ from lm.compare.main import as_csv
 from lm.compare.page import embed, encode, payload
 from lm.compare.runs import Reader
 from lm.config.options import Config, DataConfig
-from lm.corpora.batches import windows
+from lm.corpora.batches import Windows
 from lm.corpora.corpus import load_corpus
 from lm.corpora.tokenizer import CharTokenizer
 from lm.files import UserError
 from lm.model import LanguageModel
-from lm.runs.checkpoint import read_checkpoint
+from lm.runs.checkpoint import APPENDED, read_checkpoint
 from lm.runs.export import export
-from lm.runs.folder import APPENDED, Run
+from lm.runs.folder import Run
 from lm.runs.load import load_with_config
 from lm.runs.metrics import AXES, VALUES
 from lm.training.loss import windowed_loss
@@ -218,7 +218,7 @@ def load_and_use(folder: Path) -> None:
     """As generate.py and lm.evaluate load it; a few characters are scored."""
     model, tokenizer, config = load_with_config(folder)
     ids = tokenizer.encode("abc de\nabc")
-    assert all(0 <= i < len(tokenizer) for i in ids) and next(windows(ids, 4))
+    assert all(0 <= i < len(tokenizer) for i in ids) and len(Windows(ids, 4)[0][0])
     windowed_loss(model, ids, min(config.data.context, 4))
 
 

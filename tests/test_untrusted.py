@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -90,19 +89,15 @@ def test_no_checkpoint_runs_code(kind, run, canary, tmp_path, capsys):
     assert "best.ckpt" in refused(read_checkpoint, path)
     refused(load, run)
     refused(export.export, run, tmp_path / "out")
-    for main, argv in ((generate, [str(run)]), (evaluate, [str(run)])):
-        with pytest.raises(SystemExit) as stopped:
-            main(argv)
-        assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    for command in (generate, evaluate):
+        assert command([str(run)]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_resuming_from_a_poisoned_checkpoint_runs_nothing(run, canary, capsys):
     for name in ("best", "last", "previous"):
         torch.save(Canary(canary), run / "checkpoints" / f"{name}.ckpt")
-    argv = ["--resume", str(run), "--trainer.max_steps", "9"]
-    with pytest.raises(SystemExit) as stopped:
-        sys.exit(train(argv))
-    assert stopped.value.code == 2 and "Traceback" not in capsys.readouterr().err
+    assert train(["--resume", str(run), "--trainer.max_steps", "9"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [pickle.dumps(b"x"), b"not safetensors", b"\x80\x02."])
@@ -122,9 +117,7 @@ def test_no_state_runs_code(run, canary, tmp_path, capsys):
     for poison in [*poisons, buffer.getvalue()]:
         state.write_bytes(poison)
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            generate([str(run), "--load_state", str(state)])
-        assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+        assert generate([str(run), "--load_state", str(state)]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", ["objects", "pickle", "zip", "shape", "type", "range"])
@@ -151,7 +144,7 @@ def test_no_cached_ids_run_code_or_leave_the_vocabulary(kind, canary, tmp_path, 
 
 
 @pytest.mark.parametrize("content", ['{"py/object": "os.system"}', "!!python/object/apply:os.mkdir ['{canary}']"])
-def test_no_tokenizer_or_configuration_runs_code(content, run, canary, capsys):
+def test_no_tokenizer_or_configuration_runs_code(content, run, canary):
     text = content.replace("{canary}", str(canary))
     for name, read in (
         ("tokenizer.json", CharTokenizer.load),
@@ -159,9 +152,7 @@ def test_no_tokenizer_or_configuration_runs_code(content, run, canary, capsys):
     ):
         (run / name).write_text(text)
         refused(read, run / name)
-    with pytest.raises(SystemExit):
-        parse(["--config", str(run / "config.yaml")])
-    assert capsys.readouterr().err.count("\n") == 1
+    refused(parse, ["--config", str(run / "config.yaml")])
     assert read_run(run).config == {} or "!!" not in text
     (run / "config.yaml").write_bytes(pickle.dumps(Canary(canary)))
     refused(Run(run).config)
@@ -170,10 +161,10 @@ def test_no_tokenizer_or_configuration_runs_code(content, run, canary, capsys):
 @pytest.mark.parametrize(
     "name", ["../x", "../../x", "/tmp/x", "a/b", ".", "..", ".hidden", "a\0b", "a\nb", "-x", "", " "]
 )
-def test_names_of_runs_stay_in_their_folder(name, tmp_path, capsys, monkeypatch):
+def test_names_of_runs_stay_in_their_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source in (lambda: parse([f"--name={name}"]), lambda: from_yaml(f"name: {json.dumps(name)}\n")):
-        with pytest.raises((SystemExit, UserError)):
+        with pytest.raises(UserError):
             source()
     assert list(tmp_path.iterdir()) == []
 
@@ -226,8 +217,7 @@ def test_nothing_of_a_run_reaches_the_terminal_as_a_command(hostile, capsys):
     told = capsys.readouterr()
     for text in (told.out, told.err):
         assert all(c.isprintable() or c == "\n" for c in text)
-    with pytest.raises(SystemExit):
-        compare([str(hostile / "empty\x1b[2J")])
+    assert compare([str(hostile / "empty\x1b[2J")]) == 2
     assert "\x1b" not in capsys.readouterr().err
 
 
