@@ -83,7 +83,7 @@ def read(model: Engine, ids: np.ndarray, position: Position | None = None, score
             before, targets = logits[0, :-1].float(), chunk[1:]
             if position:
                 before, targets = torch.cat([torch.from_numpy(position.logits).to(before)[None], before]), chunk
-            scores.append(before.log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu().numpy())
+            scores.append(before.log_softmax(-1).gather(1, targets[:, None])[:, 0].cpu().double().numpy())
         position = Position(state, logits[0, -1].float().cpu().numpy(), position.drawn if position else 0)
     assert position is not None
     return position
