@@ -517,7 +517,8 @@ def test_accepted_one_line_of_a_gigabyte(tmp_path):
         for _ in range(1000):
             file.write(b"to be or not to be, that is the " * 31_250)
     code = (
-        "import resource, sys, time; from lm.config.options import DataConfig; from lm.corpora.corpus import load_corpus\n"
+        "import resource, sys, time\n"
+        "from lm.config.options import DataConfig; from lm.corpora.corpus import load_corpus\n"
         "for attempt in (1, 2):\n"
         "    start = time.perf_counter(); corpus = load_corpus(DataConfig(corpus=sys.argv[1]))\n"
         "    assert len(corpus.ids) == 10**9 and corpus.tokenizer.decode(corpus.ids[-32:]).startswith('to be')\n"

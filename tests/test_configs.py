@@ -14,10 +14,10 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config(path):
     head = path.read_text().splitlines()
-    command = f"python train.py --config {path.relative_to(ROOT)}"
+    command = f"char-lm train --config {path.relative_to(ROOT)}"
     assert any(line.startswith("# command") and command in line for line in head[:6])
     assert any(line.startswith("# expect") for line in head[:6])
-    config, _ = parse(["--config", str(path)])
+    config = parse(["--config", str(path)])
     config.model.width = min(config.model.width, 64)
     model = LanguageModel(20, config.model)
     ids = torch.randint(0, 20, (1, 33))
