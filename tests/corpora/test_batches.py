@@ -1,21 +1,26 @@
-"""Batches are pure functions of (seed, step, row); validation scores each character once."""
+"""Batches are pure functions of (seed, step, row); the pieces of validation score each character once."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.corpora.batches import random_windows, stream, streams, windows
+from lm.corpora.batches import Windows, random_windows, stream, streams
 
 IDS = np.arange(1000, dtype=np.uint16)
 
 
-@given(st.integers(0, 2**32), st.integers(0, 2**32), st.integers(1, 998))
-def test_a_row_depends_on_seed_step_and_row_alone(seed, step, context):
-    x, y = random_windows(IDS, context, seed, step, range(6))
-    part, _ = random_windows(IDS, context, seed, step, range(2, 4))
-    assert np.array_equal(x[2:4], part)
-    assert np.array_equal(y, x + 1) and x.shape == (6, context) and y.max() <= 999
+def draw(seed: int, *counter: int, below: int) -> int:
+    """A number in 0 ... below - 1, from the generator of this seed and counter."""
+    return int(np.random.Generator(np.random.Philox(key=seed, counter=[0, *counter])).integers(below))
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 999), st.integers(0, 50), st.integers(1, 8))
+def test_a_row_depends_on_seed_step_and_row_alone(seed, step, context, first, count):
+    x, y = random_windows(IDS, context, seed, step, range(first, first + count))
+    assert x.shape == (count, context) and x.dtype == y.dtype == np.int64 and np.array_equal(y, x + 1)
+    starts = [draw(seed, 0, step, row, below=1000 - context) for row in range(first, first + count)]
+    assert x[:, 0].tolist() == starts
 
 
 def test_windows_cover_every_position_evenly():
@@ -30,29 +35,63 @@ def test_steps_seeds_and_rows_differ():
     assert len(rows) == 6
 
 
-@given(st.integers(2, 300), st.integers(1, 64), st.integers(1, 200))
-def test_validation_scores_every_character_but_the_first_once(length, context, characters):
-    ids = np.arange(length)
-    for pieces in (windows(ids, context, characters), stream(ids, characters)):
-        pieces = list(pieces)
-        assert np.array_equal(np.concatenate([y.ravel() for _, y in pieces]), ids[1:])
-        assert all(np.array_equal(y, x + 1) for x, y in pieces)
+@given(st.integers(0, 400), st.integers(1, 80), st.integers(1, 500))
+def test_each_character_but_the_first_is_scored_once_from_the_one_before_it(length, context, characters):
+    ids = np.arange(length, dtype=np.uint16)
+    for pieces in (Windows(ids, context, characters), stream(ids, characters)):
+        scored: list[int] = []
+        for x, y in pieces:
+            assert np.array_equal(y, x + 1) and x.dtype == y.dtype == np.int64
+            scored += y.ravel().tolist()
+        assert scored == list(range(1, length))
+        assert len(pieces) == sum(1 for _ in pieces)
+
+
+def test_windows_by_hand():
+    """Ten characters in windows of three, two of them at a time: 9 targets, and none left over; then 8 with a rest."""
+    x, y = Windows(np.arange(10), 3, characters=7)[0]
+    assert x.tolist() == [[0, 1, 2], [3, 4, 5]] and y.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert [x.tolist() for x, _ in Windows(np.arange(10), 3, 7)] == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8]]]
+    assert [x.tolist() for x, _ in Windows(np.arange(9), 3, 7)] == [[[0, 1, 2], [3, 4, 5]], [[6, 7]]]
+    assert [x.tolist() for x, _ in stream(np.arange(9), 3)] == [[[0, 1, 2]], [[3, 4, 5]], [[6, 7]]]
+    assert len(stream(np.arange(8194))) == 3 and Windows(np.arange(40_000), 1024)[0][0].shape == (16, 1024)
+
+
+def test_pieces_are_made_when_they_are_asked_for(tmp_path):
+    """So that validation does not copy a memory-mapped split, eight bytes a character, into the memory."""
+    np.save(tmp_path / "ids.npy", np.zeros(10_000_000, np.uint16))
+    ids = np.load(tmp_path / "ids.npy", mmap_mode="r")
+    for pieces in (Windows(ids, 128), stream(ids)):
+        assert isinstance(pieces.ids, np.memmap) and pieces[len(pieces) - 1][0].size <= 16_384
+        with pytest.raises(IndexError):
+            pieces[len(pieces)]
 
 
 @pytest.mark.parametrize(
-    ("length", "batch_size", "context"), [(1000, 4, 10), (1000, 1, 999), (103, 10, 10), (1000, 7, 50)]
+    ("length", "batch_size", "context"), [(1000, 4, 10), (1000, 1, 999), (113, 10, 10), (1000, 7, 50), (110, 10, 10)]
 )
-def test_streams_continue_from_batch_to_batch(length, batch_size, context):
-    ids = np.arange(length)
-    previous, passes = None, 0
-    for step in range(120):
-        (x, y), fresh = streams(ids, context, 0, step, range(batch_size), batch_size)
-        assert np.array_equal(y, x + 1) and x.shape == (batch_size, context)
-        if not fresh:
-            assert np.array_equal(x[:, 0], previous[:, -1])
-        passes += fresh
-        previous = y
-    assert passes >= 1 and (passes > 1 or length // batch_size > 120 * context)
+def test_streams_by_hand(length, batch_size, context):
+    """Row i stays in the i-th part, each pass from an offset of its own, and goes on where it was."""
+    part = length // batch_size
+    pieces = max(1, part // context - 1)
+    for step in range(3 * pieces):
+        (x, y), fresh = streams(np.arange(length), context, 5, step, range(batch_size), batch_size)
+        number, piece = divmod(step, pieces)
+        offset = draw(5, 1, number, 0, below=part - pieces * context)
+        assert x[:, 0].tolist() == [row * part + offset + piece * context for row in range(batch_size)]
+        assert np.array_equal(y, x + 1) and x.shape == (batch_size, context) and fresh == (piece == 0)
+
+
+@given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 500), st.integers(0, 60), st.integers(0, 99))
+def test_streams_stay_in_their_part_and_go_on_where_they_were(batch, context, extra, step, seed):
+    ids = np.arange(batch * (context + 1) + extra)
+    (x, y), fresh = streams(ids, context, seed, step, range(batch), batch)
+    assert x.shape == (batch, context) and np.array_equal(y, x + 1)
+    part = len(ids) // batch
+    assert (x[:, 0] // part).tolist() == (y[:, -1] // part).tolist() == list(range(batch))
+    (after, _), begins = streams(ids, context, seed, step + 1, range(batch), batch)
+    assert begins or np.array_equal(after[:, 0], y[:, -1])
+    assert fresh or step > 0
 
 
 def test_streams_rows_are_a_slice():

@@ -30,6 +30,18 @@ def test_round_trip_is_lossless(text):
 
 
 @given(texts, texts)
+def test_tokenizer_decodes_what_it_encoded_and_knows_what_it_does_not_know(alphabet, text):
+    tokenizer = CharTokenizer(alphabet)
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text) and all(0 <= i <= tokenizer.unknown for i in ids)
+    decoded = tokenizer.decode(ids)
+    assert all(b == (a if a in tokenizer.characters else "\ufffd") for a, b in zip(text, decoded, strict=True))
+    assert (tokenizer.decode(tokenizer.encode(text)) == text) == (not tokenizer.missing(text.replace("\ufffd", "")))
+    again = CharTokenizer(tokenizer.characters)
+    assert again.characters == tokenizer.characters and again.encode(text).tolist() == ids.tolist()
+
+
+@given(texts, texts)
 def test_table_equals_the_tokenizers_library(vocabulary, text):
     tokenizer = CharTokenizer(vocabulary + "ab")
     library = Tokenizer.from_str(tokenizer.to_json())
