@@ -457,14 +457,10 @@ def test_the_command_itself(capsys):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help_or_says_how_it_is_used(name, capsys):
-    code: object = 0
-    try:
-        code = cli.main([name, "--help"])
-    except SystemExit as stopped:
-        code = stopped.code
+def test_every_command_has_help(name, capsys):
+    assert cli.main([name, "--help"]) == 0
     told = capsys.readouterr()
-    assert f"usage: char-lm {name}" in told.out + told.err and code == (2 if name == "document" else 0)
+    assert told.out.startswith(f"usage: char-lm {name}") and not told.err
     assert len(told.out.splitlines()) < 100
 
 

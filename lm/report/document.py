@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lm.files import UserError, atomic_write, read_text
 
+USAGE = "usage: char-lm document FILE COMMAND ..."
 INTERPRETERS = {"python": [sys.executable], "char-lm": [sys.executable, "-m", "lm"]}
 """How the first word of a command is run: by the Python that runs this, whatever is on the PATH."""
 
@@ -94,8 +95,11 @@ class Copy(io.StringIO):
 
 def main(words: list[str]) -> int:
     """Run a command and insert what it prints. Returns its exit code; one that fails leaves the document alone."""
+    if words in (["-h"], ["--help"]):
+        print(f"{USAGE}\n\n{__doc__}")
+        return 0
     if len(words) < 2 or words[0].startswith("-"):
-        raise UserError("usage: char-lm document FILE COMMAND ...")
+        raise UserError(USAGE)
     path, command = Path(words[0]), words[1:]
     shown = shlex.join(command)
     mark = re.sub(r"^(python -m|char-lm) ", "", shown).replace("--", "")
