@@ -1,4 +1,4 @@
-"""Run folders made up for tests: plausible curves without training anything. `python tests/fake_runs.py FOLDER`."""
+"""Run folders for tests, with plausible curves and no training. `python tests/fake_runs.py FOLDER` makes twenty."""
 
 import json
 import math
@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from lm.config.options import Config, ModelConfig
-from lm.runs.metrics import AXES, VALUES
+from lm.runs.metrics import AXES, HEADER, VALUES
 
 SPEEDS = {"mingru": 2.5, "minlstm": 2.2, "attention": 1.0, "gru": 1.6, "lstm": 1.4, "mamba": 2.3}
-"""How fast a made-up mixer learns, in steps."""
+"""How fast a mixer learns here, in steps."""
 SAMPLE = "ROMEO:\nWhat light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n"
 
 
@@ -29,14 +29,8 @@ def fake_run(
     **options: Any,
 ) -> Path:
     """A run of `rows` logged steps, ten steps apart. `options` change its configuration: data={"corpus": ...}."""
-    path = folder / name
-    path.mkdir(parents=True)
-    config = yaml.safe_load(Config(name=name, seed=seed, runs=str(folder), model=ModelConfig(mixer="mingru")).to_yaml())
-    config["model"]["mixer"] = mixer
-    for section, values in options.items():
-        config[section] |= values
-    (path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    lines, samples = [",".join(AXES + VALUES)], []
+    path = empty_run(folder, name, mixer, seed, status, **options)
+    lines, samples = [HEADER], []
     noise = random.Random(f"{name}{seed}")
     every = max(1, rows // validations) if validations else rows + 1
     best = math.inf
@@ -44,47 +38,60 @@ def fake_run(
         loss = curve(mixer, row * 10, rows * 10) + 0.01 * seed
         axes = axes_of(mixer, row * 10)
         norm, speed = 0.3 + noise.random() / 3, 30_000 * noise.uniform(0.8, 1)
-        lines.append(
-            csv_row(
-                axes,
-                {
-                    "train/loss": loss + noise.gauss(0, 0.05),
-                    "lr": 3e-3 * (1 - row / rows),
-                    "grad_norm": norm,
-                    "chars_per_second": speed,
-                },
-            )
-        )
+        training = {"train/loss": loss + noise.gauss(0, 0.05), "lr": 3e-3 * (1 - row / rows)}
+        lines.append(csv_row(axes, training | {"grad_norm": norm, "chars_per_second": speed}) + "\n")
         if row % every == 0:
             value = loss + 0.1 + noise.gauss(0, 0.004)
             best = min(best, value)
-            lines.append(
-                csv_row(
-                    axes,
-                    {
-                        "val/loss": value,
-                        "val/loss_streaming": value - 0.02,
-                        "val/bpc": value / math.log(2),
-                        "val/perplexity": math.exp(value),
-                    },
-                )
-            )
+            losses = {"val/loss": value, "val/loss_streaming": value - 0.02}
+            units = {"val/bpc": value / math.log(2), "val/perplexity": math.exp(value)}
+            lines.append(csv_row(axes, losses | units) + "\n")
             garbled = "".join(c if noise.random() < row / rows else noise.choice("etaoin shrdlu") for c in text)
             samples.append(json.dumps({"step": row * 10, "prompt": "\n", "text": garbled if text == SAMPLE else text}))
-    (path / "metrics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (path / "metrics.csv").write_text("".join(lines), encoding="utf-8")
     (path / "samples.jsonl").write_text("".join(sample + "\n" for sample in samples), encoding="utf-8")
-    summary = {
-        "status": status,
-        "mixer": mixer,
-        "parameters": 700_000 + 1000 * len(mixer),
-        "step": rows * 10,
-        "chars_per_second": 28_000.0,
-        "best": {"val/loss": best, "val/loss_streaming": best - 0.02} if math.isfinite(best) else {},
-        "peak_memory_mb": 812.5,
-        "device": "cpu",
-    }
-    (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    losses = {"val/loss": best, "val/loss_streaming": best - 0.02} if math.isfinite(best) else {}
+    change_summary(path, step=rows * 10, best=losses)
     return path
+
+
+def empty_run(
+    folder: Path, name: str, mixer: str = "mingru", seed: int = 1, status: str = "finished", **options: Any
+) -> Path:
+    """A run folder with a configuration and a summary."""
+    path = folder / name
+    path.mkdir(parents=True)
+    config = yaml.safe_load(Config(name=name, seed=seed, runs=str(folder), model=ModelConfig(mixer="mingru")).to_yaml())
+    config["model"]["mixer"] = mixer
+    for section, values in options.items():
+        config[section] |= values
+    (path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    parameters = 700_000 + 1000 * len(mixer)
+    (path / "summary.json").write_text("{}")
+    change_summary(path, status=status, mixer=mixer, parameters=parameters, device="cpu")
+    change_summary(path, chars_per_second=28_000.0, peak_memory_mb=812.25)
+    return path
+
+
+def run_of(folder: Path, name: str, rows: dict[int, dict[str, float] | float], **options: Any) -> Path:
+    """A run with these rows by step, a number being a windowed loss; 100 characters a step, 2 steps a second."""
+    path = empty_run(folder, name, **options)
+    (path / "metrics.csv").write_text(HEADER)
+    for step, values in rows.items():
+        append_row(path, step, **(values if isinstance(values, dict) else {"val/loss": values}))
+    return path
+
+
+def append_row(path: Path, step: int, **values: float) -> None:
+    """Add a row to a run's metrics.csv: 100 characters a step, 2 steps a second."""
+    with (path / "metrics.csv").open("a") as file:
+        file.write(csv_row((step, step * 100, step / 2, step * 1e9), values) + "\n")
+
+
+def change_summary(path: Path, **values: Any) -> None:
+    """Change entries of a run's summary.json."""
+    file = path / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values), encoding="utf-8")
 
 
 def curve(mixer: str, step: float, last: float) -> float:
@@ -98,7 +105,8 @@ def axes_of(mixer: str, step: int) -> tuple[float, ...]:
 
 
 def csv_row(axes: tuple[float, ...], values: dict[str, float]) -> str:
-    """A line of metrics.csv, as the trainer formats it."""
+    """A line of metrics.csv."""
+    assert len(axes) == len(AXES) and values.keys() <= {*VALUES}
     return ",".join([*(f"{x:.12g}" for x in axes), *(f"{values[v]:.6g}" if v in values else "" for v in VALUES)])
 
 

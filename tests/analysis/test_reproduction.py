@@ -6,15 +6,7 @@ import pytest
 
 from lm.analysis import reproduction
 from tests import commands
-from tests.fake_runs import axes_of, csv_row, fake_run
-
-
-def make_run(folder, name, losses):
-    """A finished run with a validation every ten steps."""
-    path = fake_run(folder, name, rows=1, validations=0)
-    with (path / "metrics.csv").open("a") as file:
-        for n, loss in enumerate(losses, start=1):
-            file.write(csv_row(axes_of("mingru", 10 * n), {"val/loss": loss}) + "\n")
+from tests.fake_runs import change_summary, run_of
 
 
 @pytest.fixture
@@ -38,7 +30,7 @@ def test_what_is_not_measured_says_so(table):
 def test_steps_to_the_transformers_best(table, tmp_path):
     for system, losses in {"mingru": [2.0, 1.6, 1.5], "transformer": [2.2, 1.9, 1.6]}.items():
         for seed in (1, 2):
-            make_run(tmp_path / "language", f"{system}-seed{seed}", losses)
+            run_of(tmp_path / "language", f"{system}-seed{seed}", dict(enumerate(losses, start=1)))
     rows = table()
     (key,) = (key for key in rows if key.startswith("mingru: steps"))
     assert key.endswith("1.6000") and "1.5 x fewer" in rows[key][1] and rows[key][2] == "fewer, but less so"
@@ -75,8 +67,8 @@ def test_the_verdict_follows_the_ratio(table, tmp_path, reference, ours, verdict
 
 
 def test_a_target_that_is_not_reached_is_no_number(table, tmp_path):
-    make_run(tmp_path / "language", "mingru-seed1", [2.0, 1.9])
-    make_run(tmp_path / "language", "transformer-seed1", [2.2, 1.6])
+    run_of(tmp_path / "language", "mingru-seed1", dict(enumerate([2.0, 1.9], start=1)))
+    run_of(tmp_path / "language", "transformer-seed1", dict(enumerate([2.2, 1.6], start=1)))
     rows = table()
     (key,) = (key for key in rows if key.startswith("mingru: steps"))
     assert rows[key][1:3] == ["none of 1 seeds reaches it", "disagrees"]
@@ -85,11 +77,9 @@ def test_a_target_that_is_not_reached_is_no_number(table, tmp_path):
 
 def test_runs_without_metrics_have_no_time_to_the_target(table, tmp_path):
     for name in ("mingru-seed1", "transformer-seed1"):
-        make_run(tmp_path / "language", name, [1.6])
-        path = tmp_path / "language" / name
+        path = run_of(tmp_path / "language", name, {1: 1.6})
         (path / "metrics.csv").unlink()
-        summary = json.loads((path / "summary.json").read_text())
-        (path / "summary.json").write_text(json.dumps(summary | {"best": {"val/loss": 1.6}}))
+        change_summary(path, best={"val/loss": 1.6})
     rows = table()
     (key,) = (key for key in rows if key.startswith("mingru: steps"))
     assert rows[key][1:3] == ["not measured yet", "-"] and "nan" not in str(rows)
@@ -107,9 +97,7 @@ def test_runs_without_metrics_have_no_time_to_the_target(table, tmp_path):
     ],
 )
 def test_accuracies_are_compared_as_numbers(table, tmp_path, name, accuracy, verdict):
-    path = fake_run(tmp_path / "copying", f"copying_{name}-layers3-seed1", rows=1, validations=0)
-    with (path / "metrics.csv").open("a") as file:
-        file.write(csv_row(axes_of("mingru", 10), {"val/accuracy": accuracy}) + "\n")
+    run_of(tmp_path / "copying", f"copying_{name}-layers3-seed1", {10: {"val/accuracy": accuracy}})
     row = table()[f"selective copying, {name}: accuracy by layers"]
     assert row[1:3] == [f"3: {100 * accuracy:.1f} %", verdict]
 

@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,23 +14,13 @@ from hypothesis import strategies as st
 from lm.compare import table, terminal
 from lm.compare.page import embed, encode, payload
 from lm.compare.runs import MARKS, read_run
-from lm.runs.metrics import AXES, VALUES
+from lm.runs.metrics import HEADER
 from tests.commands import compare
-from tests.fake_runs import csv_row, fake_run
-
-HEAD = ",".join(AXES + VALUES) + "\n"
-
-
-def validations(folder: Path, name: str, losses: dict[int, float], **config: object) -> Path:
-    """A run with these windowed losses by step; 100 characters a step, 2 steps a second."""
-    path = fake_run(folder, name, rows=0, validations=0, **config)
-    rows = [csv_row((step, step * 100, step / 2, step * 1e9), {"val/loss": loss}) for step, loss in losses.items()]
-    (path / "metrics.csv").write_text(HEAD + "".join(row + "\n" for row in rows))
-    return path
+from tests.fake_runs import fake_run, run_of
 
 
 def test_losses_that_are_not_numbers_are_reported_and_never_best(tmp_path, capsys):
-    path = validations(tmp_path, "a", {10: 2.0, 20: math.nan, 30: math.inf, 40: -math.inf})
+    path = run_of(tmp_path, "a", {10: 2.0, 20: math.nan, 30: math.inf, 40: -math.inf})
     assert compare([str(path), "--text", "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "a.png")]) == 0
     told = capsys.readouterr()
     assert "val/loss is nan at step 20" in told.err
@@ -74,7 +63,7 @@ def test_two_hundred_runs(tmp_path, capsys):
     st.lists(
         st.one_of(
             st.binary(max_size=200),
-            st.sampled_from([b"nan,1,1\n", HEAD.encode(), b"1," * 11 + b"2\n", b"{}\n", b"[1e999]\n"]),
+            st.sampled_from([b"nan,1,1\n", HEADER.encode(), b"1," * 11 + b"2\n", b"{}\n", b"[1e999]\n"]),
         ),
         max_size=8,
     )
@@ -82,7 +71,7 @@ def test_two_hundred_runs(tmp_path, capsys):
 def test_nothing_in_a_folder_can_break_the_comparison(tmp_path_factory, pieces):
     path = tmp_path_factory.mktemp("run")
     for name in (*MARKS, "samples.jsonl", "environment.json"):
-        head = HEAD.encode() if name == "metrics.csv" else b""
+        head = HEADER.encode() if name == "metrics.csv" else b""
         (path / name).write_bytes(head + b"".join(pieces))
     runs = [read_run(path)]
     groups = table.group(runs)

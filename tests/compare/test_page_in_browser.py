@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from lm.compare import table
 from lm.compare.runs import Reader
 from lm.compare.server import Feed, make_server
+from lm.report.format import short
+from lm.runs.metrics import AXES
 from tests.commands import compare
-from tests.fake_runs import csv_row, fake_run
+from tests.fake_runs import csv_row, fake_run, run_of
 
 selenium = pytest.importorskip("selenium", reason="the page's tests need selenium: pip install selenium")
 from selenium import webdriver  # noqa: E402
@@ -275,6 +278,69 @@ def test_time_to_target_agrees_with_the_command(page, report):
     assert "times fewer steps" in page.at("#headline").text
 
 
+def test_results_are_those_of_the_command(page, report):
+    """The same numbers, formatted alike; the page shows another dash and puts sizes last."""
+    groups = {group["label"]: group for group in json.loads(report.with_suffix(".json").read_text())["groups"]}
+    head = page.texts("#results thead th")
+    assert head[:3] == ["run", "val loss", "streaming"] and head[-2:] == ["mixer", "status"]
+    keys = {measure.heading: key for key, measure in table.MEASURES.items()}
+    for row in page.driver.find_elements(By.CSS_SELECTOR, "#results tbody tr"):
+        label, *cells = (cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td"))
+        group = groups[label.split(" \u00d7")[0]]
+        assert cells[-2:] == [group["mixer"], "finished"]
+        for heading, cell in zip(head[1:-2], cells, strict=False):
+            measure, numbers = table.MEASURES[keys[heading]], group[keys[heading]]
+            stat = table.Stat(*(float("nan") if number is None else number for number in numbers.values()))
+            assert cell == stat.text(measure.form, measure.spread).replace("-", "\u2013")
+
+
+def test_numbers_are_written_as_in_the_terminal(page):
+    values = [0, 0.00012345, 1.5678, -48.62, 99.96, 813, 3250, 99_960, 123_456, 999_499, 999_600, -999_600, 12_345_678]
+    values += [999_600_000, 4.2e12, 1e5, 1e6]
+    assert page.js("return arguments[0].map(short)", values) == [short(value) for value in values]
+    assert page.js("return short(NaN)") == "\u2013"
+
+
+def test_the_default_target_leaves_out_runs_that_diverged_and_are_hidden(browser, tmp_path):
+    run_of(tmp_path, "a", {10: {"val/loss": 1.50001, "val/loss_streaming": 1.25}})
+    run_of(tmp_path, "b", {10: {"val/loss": 1.75, "val/loss_streaming": 1.5}}, model={"width": 2})
+    run_of(tmp_path, "c", {10: {"val/loss": 4.0, "val/loss_streaming": 4.0}}, model={"width": 4}, status="diverged")
+    assert compare([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
+    browser.open((tmp_path / "a.html").as_uri())
+
+    def target() -> float:
+        return float(browser.at("#target").get_attribute("value"))
+
+    assert target() == 1.75
+    browser.choose("val/loss_streaming")
+    assert target() == 1.5
+    browser.choose("val/loss")
+    browser.click("#legend button:nth-child(2)")
+    assert target() == 1.5001
+    browser.click("#legend button:nth-child(1)")
+    assert target() == 4
+
+
+def test_curves_of_seeds_are_their_mean_and_range(browser, tmp_path):
+    run_of(tmp_path, "gru-s1", {100: 3.0, 300: 1.0}, seed=1)
+    run_of(tmp_path, "gru-s2", {100: 5.0, 200: 4.0, 300: 2.0}, seed=2)
+    assert compare([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
+    browser.open((tmp_path / "a.html").as_uri())
+    (mean,) = browser.traces()
+    assert (mean["x"], mean["y"]) == ([100, 200, 300], [4, 3, 1.5])
+    area = browser.js("return document.getElementById('curves').data.find((t) => t.fill === 'toself')")
+    assert (area["x"], area["y"]) == ([100, 200, 300, 300, 200, 100], [5, 4, 2, 1, 2, 3])
+
+
+def test_smoothing_is_an_average_with_the_start_corrected(browser, tmp_path):
+    run_of(tmp_path, "a", {10 * i: {"train/loss": value} for i, value in enumerate([4.0, 2.0, 1.0], start=1)})
+    assert compare([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
+    browser.open((tmp_path / "a.html").as_uri())
+    browser.slide("#smooth", 0.5)
+    weighted = [4.0, (0.25 * 4 + 0.5 * 2) / 0.75, (0.125 * 4 + 0.25 * 2 + 0.5 * 1) / 0.875]
+    assert browser.traces()[0]["y"] == pytest.approx(weighted, rel=1e-6)
+
+
 def test_results_can_be_sorted(page):
     def names() -> list[str]:
         return page.texts("#results tbody th")
@@ -335,7 +401,7 @@ def test_themes(browser, report):
         browser.js("localStorage.clear()")
 
 
-def test_files(page, tmp_path):
+def test_files(page, report, tmp_path):
     where = {"behavior": "allow", "downloadPath": str(tmp_path)}
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", where)
     for kind in ("csv", "png", "svg"):
@@ -343,8 +409,16 @@ def test_files(page, tmp_path):
     names = ["comparison.csv", "curves.png", "curves.svg"]
     page.wait(lambda: all((tmp_path / name).exists() for name in names))
     rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
-    assert rows[0]["run"] == "mingru \u00d72"
-    assert float(rows[0]["target step"]) > 0 and float(rows[0]["val/loss spread"]) > 0
+    assert [row["run"] for row in rows] == ["mingru \u00d72", HOSTILE, "attention \u00d72"]
+    found = json.loads(report.with_suffix(".json").read_text())
+    group = next(group for group in found["groups"] if group["label"] == "mingru")
+    numbers = {key: group[key]["mean"] for key in table.MEASURES}
+    numbers |= {f"{key} spread": group[key]["spread"] for key in table.MEASURES}
+    numbers |= {f"target {axis}": group["to_target"][axis]["mean"] for axis in AXES}
+    numbers = {key: number for key, number in numbers.items() if number is not None}
+    assert {key: float(text) for key, text in rows[0].items() if key in numbers} == pytest.approx(numbers, rel=1e-5)
+    assert rows[0]["val/accuracy"] == rows[0]["parameters spread"].strip("0.") == ""
+    assert (rows[0]["mixer"], rows[0]["status"]) == ("mingru", "finished")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "curves.svg").read_text()
     assert "attention" in svg and HOSTILE not in svg

@@ -1,7 +1,20 @@
 """The curves as a PNG."""
 
+import pytest
+
+from lm.compare import picture
+from lm.compare.runs import Reader
+from lm.compare.table import group
 from tests.commands import compare
-from tests.fake_runs import fake_run
+from tests.fake_runs import fake_run, run_of
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is given to lm.report.plot.save."""
+    calls = []
+    monkeypatch.setattr(picture, "save", lambda path, panels, title, **rest: calls.append((panels, title, rest)))
+    return calls
 
 
 def test_picture(tmp_path):
@@ -9,3 +22,29 @@ def test_picture(tmp_path):
         fake_run(tmp_path, name, rows=20, model={"width": 2 * len(name)})
     assert compare([str(tmp_path), "--png", str(tmp_path / "a.png")]) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_panels_with_the_curves_of_every_seed(tmp_path, drawn):
+    for seed in (1, 2):
+        run_of(tmp_path, f"gru-s{seed}", {100: 2.0 + seed, 200: 1.5}, seed=seed)
+    run_of(tmp_path, "none", {100: {"train/loss": 1.0}}, model={"width": 64})
+    picture.save_png("a.png", group(Reader([str(tmp_path)]).read()), "val/loss", 1.6)
+    (((steps, seconds), title, rest),) = drawn
+    assert (steps.x, seconds.x, title, rest) == ("optimiser steps", "seconds of training", "", {"target": 1.6})
+    assert steps.y == seconds.y == "validation loss, nats per character"
+    assert steps.curves == {"gru x2": [[(100, 3.0), (200, 1.5)], [(100, 4.0), (200, 1.5)]]}
+    assert seconds.curves == {"gru x2": [[(50, 3.0), (100, 1.5)], [(50, 4.0), (100, 1.5)]]}
+
+
+def test_what_is_not_drawn_is_said(tmp_path, drawn):
+    for width in range(30):
+        run_of(tmp_path / "many", f"run-{width}", {100: 2.0}, model={"width": width})
+    run_of(tmp_path / "none", "a", {100: {"train/loss": 1.0}})
+    for name in ("many", "none"):
+        picture.save_png("a.png", group(Reader([str(tmp_path / name)]).read()), "val/loss_streaming", None)
+    assert [len(panels[0].curves) for panels, _, _ in drawn] == [0, 0]
+    picture.save_png("a.png", group(Reader([str(tmp_path / "many")]).read()), "val/loss", None)
+    assert [(len(panels[0].curves), title) for panels, title, _ in drawn[1:]] == [
+        (0, "no val/loss_streaming yet"),
+        (24, "24 of 30 groups"),
+    ]

@@ -6,9 +6,7 @@ import pytest
 
 from lm.compare.runs import Reader, read_run
 from lm.runs.metrics import AXES, VALUES
-from tests.fake_runs import csv_row, fake_run
-
-HEAD = ",".join(AXES + VALUES) + "\n"
+from tests.fake_runs import append_row, fake_run
 
 
 def test_a_row_being_written_is_left_for_later(tmp_path):
@@ -47,8 +45,7 @@ def test_only_changed_folders_are_read_again(tmp_path):
         fake_run(tmp_path, name, rows=5)
     reader = Reader([str(tmp_path)])
     first = reader.read()
-    with (tmp_path / "b" / "metrics.csv").open("a") as file:
-        file.write(csv_row((60, 1, 1, 1), {"val/loss": 1.0}) + "\n")
+    append_row(tmp_path / "b", 60, **{"val/loss": 1.0})
     second = reader.read()
     assert second[0] is first[0]
     assert second[1].rows[-1]["step"] == 60

@@ -11,7 +11,7 @@ import pytest
 from lm.compare.runs import Reader
 from lm.compare.server import Feed, make_server
 from tests.commands import compare
-from tests.fake_runs import csv_row, fake_run
+from tests.fake_runs import append_row, fake_run
 
 
 @pytest.fixture
@@ -52,8 +52,7 @@ def test_server_sends_only_what_changed(served):
     everything = json.loads(get(port, "/data")[1])
     assert len(everything["runs"]) == len(everything["order"]) == 2
     assert get(port, f"/data?since={everything['revision']}") == (204, "")
-    with (folder / "b" / "metrics.csv").open("a") as file:
-        file.write(csv_row((300, 1, 1, 1), {"val/loss": 1.0}) + "\n")
+    append_row(folder / "b", 300, **{"val/loss": 1.0})
     news = json.loads(get(port, f"/data?since={everything['revision']}")[1])
     assert [run["name"] for run in news["runs"]] == ["b"]
     assert len(json.loads(get(port, "/data?since=another-1")[1])["runs"]) == 2

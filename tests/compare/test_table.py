@@ -2,25 +2,14 @@
 
 import json
 import math
-from pathlib import Path
+import statistics
 
 import pytest
 
 from lm.compare import table
 from lm.compare.runs import Reader
-from lm.runs.metrics import AXES, VALUES
 from tests.commands import compare
-from tests.fake_runs import csv_row, fake_run
-
-HEAD = ",".join(AXES + VALUES) + "\n"
-
-
-def validations(folder: Path, name: str, losses: dict[int, float], **config: object) -> Path:
-    """A run with these windowed losses by step; 100 characters a step, 2 steps a second."""
-    path = fake_run(folder, name, rows=0, validations=0, **config)
-    rows = [csv_row((step, step * 100, step / 2, step * 1e9), {"val/loss": loss}) for step, loss in losses.items()]
-    (path / "metrics.csv").write_text(HEAD + "".join(row + "\n" for row in rows))
-    return path
+from tests.fake_runs import change_summary, empty_run, fake_run, run_of
 
 
 def compare_json(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
@@ -28,9 +17,61 @@ def compare_json(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_measures_of_a_run(tmp_path, capsys):
+    """Each at the lowest windowed loss, but for the streaming loss and the accuracy, which have a best of their own."""
+    validations = {
+        10: {"val/loss": 2.0, "val/loss_streaming": 1.7, "val/accuracy": 0.6},
+        20: {"train/loss": 0.5},
+        30: {"val/loss": 1.5, "val/loss_streaming": 1.8, "val/accuracy": 0.5},
+        40: {"val/loss": 1.6, "val/loss_streaming": 1.9, "val/accuracy": 0.4},
+    }
+    path = run_of(tmp_path, "a", validations)
+    change_summary(path, parameters=12_345, chars_per_second=678.5, peak_memory_mb=90.5)
+    (run,) = compare_json(capsys, str(tmp_path))["runs"]
+    assert {name: run[name] for name in table.MEASURES} == {
+        "parameters": 12_345,
+        "val/loss": 1.5,
+        "val/loss_streaming": 1.7,
+        "val/accuracy": 0.6,
+        "bits_per_char": pytest.approx(1.5 / 0.693147, rel=1e-6),
+        "best_step": 30,
+        "best_seconds": 15,
+        "chars_per_second": 678.5,
+        "memory_mb": 90.5,
+    }
+    assert (run["name"], run["path"], run["group"]) == ("a", str(path), "a")
+    assert (run["mixer"], run["status"]) == ("mingru", "finished")
+    change_summary(path, chars_per_second=None, peak_gpu_memory_mb=7.5, status="diverged")
+    (run,) = compare_json(capsys, str(tmp_path))["runs"]
+    assert (run["chars_per_second"], run["memory_mb"], run["status"]) == (200, 7.5, "diverged")
+
+
+def test_a_group_has_mean_and_deviation_of_its_seeds(tmp_path, capsys):
+    speeds, memory = (100.0, 220.0, 130.0), (1.0, 2.0, 6.0)
+    for seed, loss in enumerate((1.6, 1.8, 1.75), start=1):
+        path = run_of(tmp_path, f"gru-s{seed}", {10 * seed: loss}, seed=seed)
+        change_summary(path, chars_per_second=speeds[seed - 1], peak_memory_mb=memory[seed - 1])
+    run_of(tmp_path, "wide", {10: 1.5}, model={"width": 256})
+    first, second = compare_json(capsys, str(tmp_path))["groups"]
+    assert (first["label"], first["runs"], first["mixer"]) == ("gru", ["gru-s1", "gru-s2", "gru-s3"], "mingru")
+    for name, values in {"val/loss": (1.6, 1.8, 1.75), "chars_per_second": speeds, "memory_mb": memory}.items():
+        mean = sum(values) / 3
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+        assert first[name] == {"mean": pytest.approx(mean), "spread": pytest.approx(spread)}
+    assert first["val/accuracy"] == {"mean": None, "spread": None}
+    assert second["label"] == "wide" and second["val/loss"] == {"mean": 1.5, "spread": None}
+
+
+def test_a_statistic_leaves_out_what_is_not_finite():
+    found = table.Stat.of([1.0, math.nan, 4.0, math.inf])
+    assert (found.mean, found.spread) == (2.5, statistics.stdev([1, 4]))
+    assert found.text(str) == f"2.5 ±{found.spread}" and found.text(str, spread=False) == "2.5"
+    assert math.isnan(table.Stat.of([math.nan]).mean) and math.isnan(table.Stat.of([3.0]).spread)
+
+
 def test_time_to_target_is_the_first_validation_at_or_below_it(tmp_path, capsys):
-    validations(tmp_path, "fast", {100: 2.0, 200: 1.5, 300: 1.4})
-    validations(tmp_path, "slow", {100: 3.0, 200: 2.5, 300: 2.0, 500: 1.5}, model={"width": 64})
+    run_of(tmp_path, "fast", {100: 2.0, 200: 1.5, 300: 1.4})
+    run_of(tmp_path, "slow", {100: 3.0, 200: 2.5, 300: 2.0, 500: 1.5}, model={"width": 64})
     found = compare_json(capsys, str(tmp_path))
     assert found["target"] == 1.5  # the worst run's best
     fast, slow = found["groups"]
@@ -42,15 +83,51 @@ def test_time_to_target_is_the_first_validation_at_or_below_it(tmp_path, capsys)
     assert later["groups"][1]["to_target"]["reached"] == 0
 
 
-def test_seeds_are_grouped_with_mean_and_spread(tmp_path, capsys):
-    validations(tmp_path, "gru-s1", {10: 1.6}, seed=1)
-    validations(tmp_path, "gru-s2", {20: 1.8}, seed=2)
-    validations(tmp_path, "wide", {10: 1.5}, seed=1, model={"width": 256})
-    first, second = compare_json(capsys, str(tmp_path))["groups"]
-    assert (first["label"], first["runs"]) == ("gru", ["gru-s1", "gru-s2"])
-    assert first["val/loss"] == {"mean": pytest.approx(1.7), "spread": pytest.approx(0.2 / math.sqrt(2))}
-    assert second["label"] == "wide"
-    assert second["val/loss"]["spread"] is None
+def test_time_to_target_of_a_group_counts_the_seeds_that_reached_it(tmp_path, capsys):
+    for seed, losses in enumerate(({100: 1.5}, {100: 2.0, 300: 1.5}, {100: 1.9}), start=1):
+        run_of(tmp_path, f"a-s{seed}", losses, seed=seed)
+    run_of(tmp_path, "b", {800: 1.0}, model={"width": 64})
+    first, second = compare_json(capsys, str(tmp_path), "--target", "1.5")["groups"]
+    assert first["to_target"]["reached"] == 2 and second["to_target"]["reached"] == 1
+    step = {"mean": 200, "spread": pytest.approx(100 * math.sqrt(2)), "times_faster": 4}
+    assert first["to_target"]["step"] == step
+    assert first["to_target"]["chars"]["mean"] == 20_000 and first["to_target"]["train_seconds"]["mean"] == 100
+
+
+def test_the_streaming_loss_can_be_the_metric(tmp_path, capsys):
+    rows = {10: {"val/loss": 2.0, "val/loss_streaming": 1.5}, 20: {"val/loss": 1.0, "val/loss_streaming": 1.4}}
+    run_of(tmp_path, "a", rows)
+    found = compare_json(capsys, str(tmp_path), "--metric", "val/loss_streaming", "--target", "1.5")
+    assert found["metric"] == "val/loss_streaming" and found["runs"][0]["to_target"]["step"] == 10
+    assert compare_json(capsys, str(tmp_path), "--metric", "val/loss_streaming")["target"] == 1.4
+
+
+def test_the_default_target_is_rounded_up_and_leaves_out_runs_that_diverged(tmp_path, capsys):
+    run_of(tmp_path, "good", {10: 2.0, 20: 1.50001})
+    run_of(tmp_path, "better", {10: 1.4}, model={"width": 32})
+    bad = run_of(tmp_path, "bad", {10: 4.0}, model={"width": 64}, status="diverged")
+    assert compare_json(capsys, str(tmp_path))["target"] == 1.5001
+    assert compare_json(capsys, str(bad))["target"] == 4
+
+
+def test_the_headline_compares_the_first_with_the_last(tmp_path):
+    def sentence(seconds: float, steps: int = 300) -> str:
+        at = [{"step": 120, "train_seconds": 10.0}, {"step": steps, "train_seconds": seconds}]
+        found = [
+            table.Arrival(
+                table.Group(name, [None]),  # type: ignore[list-item]
+                1,
+                {},
+                {axis: at[1][axis] / place[axis] for axis in place},
+            )
+            for name, place in zip("ab", at, strict=True)
+        ]
+        return table.headline(found, 1.5)
+
+    assert sentence(10.2) == "a reaches 1.5 in 2.5 times fewer steps than b."
+    assert sentence(12.34) == "a reaches 1.5 in 2.5 times fewer steps than b, and in 1.2 times less training time."
+    assert sentence(5.0) == "a reaches 1.5 in 2.5 times fewer steps than b, but takes 2 times its training time."
+    assert sentence(10.0, steps=121) == "a reaches 1.5 in as many steps as b."
 
 
 @pytest.mark.parametrize(
@@ -65,37 +142,59 @@ def test_seeds_are_grouped_with_mean_and_spread(tmp_path, capsys):
 )
 def test_a_group_is_named_by_what_its_runs_share(tmp_path, names, label):
     for seed, name in enumerate(names):
-        fake_run(tmp_path, name, seed=seed, rows=0)
+        empty_run(tmp_path, name, seed=seed)
     assert [item.label for item in table.group(Reader([str(tmp_path)]).read())] == [label]
 
 
-def test_a_diverged_run_does_not_set_the_target(tmp_path, capsys):
-    validations(tmp_path, "good", {10: 2.0, 20: 1.5})
-    validations(tmp_path, "bad", {10: 4.0}, model={"width": 64}, status="diverged")
-    assert compare_json(capsys, str(tmp_path))["target"] == 1.5
+def test_groups_of_one_label_are_told_apart(tmp_path):
+    for name, seed, width in (("gru-1", 1, 32), ("gru-2", 2, 32), ("gru-3", 1, 64), ("gru-4", 2, 64)):
+        empty_run(tmp_path, name, seed=seed, model={"width": width})
+    assert [item.label for item in table.group(Reader([str(tmp_path)]).read())] == ["gru (gru-1)", "gru (gru-3)"]
+
+
+def test_options_that_differ(tmp_path, capsys):
+    empty_run(tmp_path, "a", seed=1, log={"every": 5})
+    empty_run(tmp_path, "b", seed=2, model={"width": 64})
+    assert compare_json(capsys, str(tmp_path))["differences"] == {
+        "model.width": {"a": "128", "b": "64"},
+        "seed": {"a": "1", "b": "2"},
+    }
 
 
 def test_without_metrics_the_summary_has_the_best_loss(tmp_path, capsys):
-    (fake_run(tmp_path, "a") / "metrics.csv").unlink()
+    path = fake_run(tmp_path, "a")
+    (path / "metrics.csv").unlink()
+    change_summary(path, best={"val/loss": 1.625})
     run = compare_json(capsys, str(tmp_path))["runs"][0]
-    assert run["val/loss"] > 1 and run["best_step"] is None
+    assert run["val/loss"] == 1.625 and run["best_step"] is None and run["to_target"] is None
+
+
+COPYING = {"data": {"corpus": "selective_copying"}}
+CORPORA = "not comparable, the corpora differ: data."
 
 
 @pytest.mark.parametrize(
-    ("change", "warning"),
+    ("a", "b", "warning"),
     [
-        ({"data": {"corpus": "bible"}}, "not comparable, the corpora differ: data.corpus is tiny_shakespeare, bible"),
+        ({}, {"data": {"corpus": "bible"}}, f"{CORPORA}corpus is tiny_shakespeare, bible"),
+        ({}, {"data": {"column": "title"}}, f"{CORPORA}column is text, title"),
+        ({}, {"data": {"split": "test"}}, f"{CORPORA}split is none, test"),
         (
-            {"data": {"context": 64}},
+            *({}, {"data": {"context": 64}}),
             "windowed losses are not comparable (compare the streaming ones): data.context is 128, 64",
         ),
+        (
+            *(COPYING, {"data": COPYING["data"] | {"copying": {"tokens": 4, "vocabulary": 16}}}),
+            "not comparable, the problems differ: data.copying.tokens is 16, 4",
+        ),
+        ({}, {"data": {"copying": {"tokens": 4, "vocabulary": 16}}}, None),
     ],
 )
-def test_runs_that_are_not_comparable_get_a_warning(tmp_path, capsys, change, warning):
-    fake_run(tmp_path, "a")
-    fake_run(tmp_path, "b", **change)
+def test_runs_that_are_not_comparable_get_a_warning(tmp_path, capsys, a, b, warning):
+    fake_run(tmp_path, "a", **a)
+    fake_run(tmp_path, "b", **b)
     assert compare([str(tmp_path)]) == 0
-    assert warning in capsys.readouterr().err
+    assert capsys.readouterr().err == (f"note: {warning}\n" if warning else "")
 
 
 def test_other_alphabets_and_machines_get_a_warning(tmp_path, capsys):
