@@ -100,7 +100,7 @@ class MuonAdamW(torch.optim.Optimizer):
             [self._buffer(p, "exp_avg") for p in parameters],
             [self._buffer(p, "exp_avg_sq") for p in parameters],
             [],
-            [self._buffer(p, "step", torch.zeros((), device=p.device)) for p in parameters],
+            [self._buffer(p, "step", torch.zeros((), dtype=torch.float32, device=p.device)) for p in parameters],
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
