@@ -12,15 +12,15 @@ from lm.sampling.options import GenerateOptions
 from lm.sampling.session import Session, interrupts
 from lm.sampling.writers import Output
 
-HELP = r"""Type some text: it is read, without the end of the line, and then continued. Nothing typed: it goes on.
-  \n in the text is the end of a line; // at its start a slash
+HELP = r"""Type a text: it is read, without its line end, and continued. An empty line continues the text so far.
+  \n in a text is a line end; // at its start is a slash
   /temperature X  /top_k N  /top_p X  /min_p X     how characters are chosen
-  /chars N        how many to write; 0: until Ctrl-C
-  /stop TEXT      end before this text; alone: before none
-  /seed N         new randomness
+  /chars N        characters to write; 0: until Ctrl-C
+  /stop TEXT      end before this text; without a text: never
+  /seed N         start new random numbers
   /reset          forget all text
-  /save FILE      /load FILE      the state
-  /help           /quit, or Ctrl-D       Ctrl-C ends the current continuation"""
+  /save FILE      save the state            /load FILE      continue from a saved state
+  /help           /quit, or Ctrl-D          Ctrl-C ends the current continuation"""
 SETTABLE = ("temperature", "top_k", "top_p", "min_p", "chars", "seed")
 """Options of `char-lm generate` that are also commands."""
 

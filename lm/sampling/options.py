@@ -23,9 +23,9 @@ class GenerateOptions:
     top_k: Natural = 0
     """choose among the k likeliest characters only; 0: among all"""
     top_p: Annotated[float, Range(above=0, most=1, text="above 0 and at most 1")] = 1.0
-    """choose among the likeliest that have this probability together"""
+    """choose among the fewest likeliest characters that together have this probability"""
     min_p: Share = 0.0
-    """leave out what is less likely than this times the likeliest"""
+    """leave out characters that are less likely than this times the likeliest one"""
     samples: Annotated[int, Range(least=0, most=1_000_000)] | None = None
     """number of continuations; 0: only read the prompt, for --save_state (default: 1)"""
     seed: Annotated[int, Range(least=0, most=2**64 - 1, text="at least 0 and below 2^64")] | None = None
@@ -33,13 +33,13 @@ class GenerateOptions:
     stop: Annotated[list[FreeText], REPEATED] = field(default_factory=list)
     """end before this text; may be given several times"""
     out: Output | None = None
-    """write to this file instead of stdout, whole characters as they are made"""
+    """write to this file instead of stdout"""
     json: bool = False
     """write JSON lines, one per sample (per 4,096 characters of a long one): sample, text, log_probabilities (natural
     logarithms of the model's own, unfiltered probabilities at temperature 1) and finish, which is length, stop or
     interrupted, or null where the sample goes on"""
     interactive: bool = False
-    """type text, read how it goes on, type more; /help there says more"""
+    """type lines and read how they continue; /help lists the commands"""
     score: FreeText | None = None
     """instead of writing, print the loss per character of this text (@FILE, -)"""
     save_state: Output | None = None
@@ -47,6 +47,6 @@ class GenerateOptions:
     load_state: str | None = None
     """continue from a saved state; --prompt is then read in addition"""
     weights: Weights = "float32"
-    """fewer bits are faster, not equal"""
+    """precision of the matrices; fewer bits are faster, but change the text a little"""
     runs: str = "runs"
     """folder of the run folders"""

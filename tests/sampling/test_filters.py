@@ -27,6 +27,9 @@ def test_top_k_keeps_the_k_largest():
     assert [kept(top_k(LOGITS, k)) for k in (1, 2, 3)] == [[0], [0, 1], [0, 1, 2]]
     for k in (0, 4, 5, 99):
         assert kept(top_k(LOGITS, k)) == [0, 1, 2, 3]
+    many = np.random.default_rng(0).permuted(np.tile(np.arange(1000.0), (3, 1)), axis=1)
+    for k in (1, 17, 500, 999):
+        assert np.array_equal(np.isfinite(top_k(many, k)), many >= 1000 - k)
     assert np.isfinite(top_k(np.array([[1.0, 3, 2, 3, 2]]), 3))[0].tolist() == [False, True, True, True, True]  # a tie
     assert top_k(np.array([[1.0, 2, 3], [3, 2, 1]]), 1).tolist() == [
         [-math.inf, -math.inf, 3],
@@ -45,6 +48,8 @@ def test_top_p_keeps_the_fewest_that_reach_p():
     assert kept(top_p(LOGITS, 1.0)) == [0, 1, 2, 3]
     shuffled = top_p(LOGITS[:, [3, 1, 0, 2]], 0.6)
     assert np.isfinite(shuffled)[0].tolist() == [False, True, True, False]
+    assert np.isfinite(top_p(np.array([[999.0, 1000]]), 0.7)).tolist() == [[False, True]]  # without overflow
+    assert np.isfinite(top_p(np.array([[0.0, -50]]), 1.0)).all()  # however improbable
     halves = np.array(
         [[0.0, 0, 0, 0], [0, 0, -50, -60]]
     )  # p is reached exactly after two of four, and after one of two
