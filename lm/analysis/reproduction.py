@@ -203,12 +203,12 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print the table, and insert it into a document. Returns the exit code."""
+    """Insert the table into a document, and print it. Returns the exit code."""
     length = read_json(options.length)
     rows = [*parameters(read_json(options.parameters)), *speed(length), *memory(length)]
     rows += [*language(Systems(options.language)), *copying(Systems(options.copying))]
     text = "\n".join(["| claim | paper | ours | verdict | from |", "|---|---|---|---|---|", *map(str, rows)])
-    print(text)
     if options.insert:
         insert(Path(options.insert), "claims", text, fence="")
+    print(text)
     return 0
