@@ -9,7 +9,16 @@ import torch
 from lm.config.options import ModelConfig, OptimConfig
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
-from lm.training.optim import MuonAdamW, lr_factor, make_optimizer, newton_schulz, newton_schulz_gram, orthogonalise
+from lm.training.optim import (
+    MuonAdamW,
+    clip_gradients,
+    lr_factor,
+    make_optimizer,
+    newton_schulz,
+    newton_schulz_gram,
+    orthogonalise,
+    set_learning_rate,
+)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (64, 16), (16, 64)])
@@ -19,12 +28,50 @@ def test_orthogonalise_brings_singular_values_near_one(shape):
     assert values.min() > 0.6 and values.max() < 1.25
 
 
+def test_orthogonalise_applies_its_polynomial_five_times_to_each_singular_value():
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(3, 5, dtype=torch.float64), full_matrices=False)
+    before = torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)
+    after = []
+    for s in (before / before.norm()).tolist():
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        after.append(s)
+    matrix = u @ torch.diag(before) @ v
+    expected = (u @ torch.diag(torch.tensor(after).double()) @ v).float()
+    for given, result in ((matrix, expected), (matrix.mT, expected.mT)):
+        torch.testing.assert_close(orthogonalise(given), result, atol=1e-4, rtol=0)
+        torch.testing.assert_close(orthogonalise(1000 * given.float()), result, atol=1e-4, rtol=0)
+
+
+def test_orthogonalise_divides_by_the_norm_and_a_little():
+    tiny = torch.zeros(2, 3)
+    tiny[0, 0] = 1e-7
+    s = 0.5
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert orthogonalise(tiny)[0, 0].item() == pytest.approx(s, abs=1e-4)
+
+
+def test_orthogonalise_computes_in_bfloat16_on_a_gpu():
+    class OnGPU(torch.Tensor):
+        is_cuda = property(lambda self: True)
+
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(16, 48), full_matrices=False)
+    matrix = u @ torch.diag(torch.linspace(0.2, 1, 16)) @ v
+    result = orthogonalise(matrix.as_subclass(OnGPU))
+    assert result.dtype == torch.bfloat16 and orthogonalise(matrix.bfloat16()).dtype == torch.float32
+    assert (result.float() - orthogonalise(matrix)).norm() < 0.05 * orthogonalise(matrix).norm()
+
+
 @pytest.mark.parametrize("rank", [3, 40])
-def test_gram_form_equals_the_plain_iteration(rank):
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_gram_form_equals_the_plain_iteration(rank, steps):
     torch.manual_seed(0)
     x = torch.randn(40, rank) @ torch.randn(rank, 160)
     x /= x.norm()
-    torch.testing.assert_close(newton_schulz_gram(x, 5), newton_schulz(x, 5), atol=2e-4, rtol=0)
+    torch.testing.assert_close(newton_schulz_gram(x, steps), newton_schulz(x, steps), atol=2e-4, rtol=0)
 
 
 def test_orthogonalise_keeps_the_singular_vectors():
@@ -39,14 +86,15 @@ def test_orthogonalise_survives_zero_and_huge():
     assert orthogonalise(torch.full((4, 4), 1e18)).isfinite().all()
 
 
-def test_adamw_part_equals_torch():
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.5, 0.8)])
+def test_adamw_part_equals_torch_to_the_bit(betas):
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     group = {"algorithm": "adamw", "params": list(ours.parameters()), "lr": 0.01, "weight_decay": 0.1}
     optimizers = (
-        MuonAdamW([group]),
-        torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.99)),
+        MuonAdamW([group if betas == (0.9, 0.99) else {**group, "betas": betas}]),  # those are the default
+        torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1, betas=betas, fused=True),
     )
     for _ in range(5):
         x = torch.randn(7, 5)
@@ -54,7 +102,50 @@ def test_adamw_part_equals_torch():
             optimizer.zero_grad()
             module(x).square().sum().backward()
             optimizer.step()
-    torch.testing.assert_close(ours.weight, theirs.weight)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+        state = optimizers[0].state[a]
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq"} and state["step"] == 5
+        assert all(torch.equal(value, state[name]) for name, value in optimizers[1].state[b].items())
+
+
+def test_parameters_without_a_gradient_stay_and_states_follow_their_parameter():
+    used, unused = (torch.nn.Parameter(torch.ones(2, 2, device="cpu")) for _ in range(2))
+    used.grad = torch.ones(2, 2)
+    groups = [{"algorithm": name, "params": [], "lr": 0.1, "weight_decay": 0.1} for name in ("adamw", "muon")]
+    groups[0]["params"] = [used, unused]
+    groups[1]["params"] = [torch.nn.Parameter(torch.ones(3, 3))]
+    optimizer = MuonAdamW(groups)
+    with torch.device("meta"):  # torch's default device says nothing of the parameter's
+        assert optimizer.step() is None
+    assert torch.equal(unused, torch.ones(2, 2)) and torch.equal(groups[1]["params"][0], torch.ones(3, 3))
+    assert not torch.equal(used, torch.ones(2, 2))
+    assert {value.device.type for value in optimizer.state[used].values()} == {"cpu"}
+
+
+def test_a_closure_is_evaluated_with_gradients():
+    p = torch.nn.Parameter(torch.tensor([[2.0]]))
+    optimizer = MuonAdamW([{"algorithm": "adamw", "params": [p], "lr": 0.1}])
+
+    def closure():
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4
+    assert p.item() == pytest.approx(1.9)  # AdamW's first step is the learning rate; no decay by default
+
+
+def test_muon_on_a_wide_matrix_has_the_plain_learning_rate():
+    torch.manual_seed(0)
+    p, grad = torch.nn.Parameter(torch.randn(3, 5)), torch.randn(3, 5)
+    before = p.detach().clone()
+    optimizer = MuonAdamW([{"algorithm": "muon", "params": [p], "lr": 0.1}])
+    p.grad = grad
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before - 0.1 * orthogonalise(grad))  # 0.05 g + 0.95 * 0.05 g, scaled away
+    assert set(optimizer.state[p]) == {"momentum"}
+    torch.testing.assert_close(optimizer.state[p]["momentum"], 0.05 * grad)
 
 
 def test_muon_step_by_hand():
@@ -112,6 +203,56 @@ def test_groups_hold_every_parameter_once_and_decay_matrices_only(name, mixer):
             assert (group["weight_decay"] > 0) == decays
             in_blocks = names[id(p)].startswith("blocks")
             assert (group["algorithm"] == "muon") == (name == "muon" and decays and in_blocks)
+
+
+def test_options_reach_their_groups():
+    model = LanguageModel(20, ModelConfig(width=16, layers=2))
+    config = OptimConfig(lr=0.3, muon_lr=0.2, weight_decay=0.4, beta1=0.5, beta2=0.6, momentum=0.7)
+    matrices, others, muon = make_optimizer(model, config).param_groups
+    for group, decay in ((matrices, 0.4), (others, 0.0)):
+        assert group["algorithm"] == "adamw" and group["betas"] == (0.5, 0.6)
+        assert (group["lr"], group["peak_lr"], group["weight_decay"]) == (0.3, 0.3, decay)
+    assert muon["algorithm"] == "muon" and muon["momentum"] == 0.7
+    assert (muon["lr"], muon["peak_lr"], muon["weight_decay"]) == (0.2, 0.2, 0.4)
+    rates = [make_optimizer(model, OptimConfig(name=name)).param_groups[0]["peak_lr"] for name in ("muon", "adamw")]
+    assert rates == [0.01, 0.002]
+
+
+def test_clipping_scales_all_gradients_by_one_factor_and_returns_the_norm_before():
+    model = torch.nn.Linear(2, 1)
+    for largest, factor in ((6.5, 0.5), (13.5, 1.0), (0.0, 1.0)):
+        model.weight.grad, model.bias.grad = torch.tensor([[3.0, 4.0]]), torch.tensor([12.0])
+        assert clip_gradients(model, largest).item() == pytest.approx(13)
+        torch.testing.assert_close(model.weight.grad, factor * torch.tensor([[3.0, 4.0]]))
+        torch.testing.assert_close(model.bias.grad, factor * torch.tensor([12.0]))
+
+
+def test_the_learning_rate_of_a_step_is_a_share_of_each_groups_peak():
+    p, q = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    groups = [{"algorithm": "adamw", "params": [x], "lr": 9.0, "peak_lr": peak} for x, peak in ((p, 2.0), (q, 4.0))]
+    optimizer = MuonAdamW(groups)
+    for _ in range(2):
+        set_learning_rate(optimizer, OptimConfig(warmup_steps=4, schedule="linear"), 1, 0.25)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.75, 1.5])  # 2 / 4 * 3 / 4
+
+
+SCHEDULES = {
+    "linear": {0.0: 1.0, 0.25: 0.75, 0.5: 0.5, 1.0: 0.0, -1.0: 1.0, 3.0: 0.0},
+    "cosine": {0.0: 1.0, 1 / 3: 0.75, 0.5: 0.5, 2 / 3: 0.25, 1.0: 0.0, -1.0: 1.0, 3.0: 0.0},
+    "constant": {0.0: 1.0, 0.5: 1.0, 0.6: 1.0, 0.8: 0.5, 0.9: 0.25, 1.0: 0.0, -1.0: 1.0, 3.0: 0.0},
+}
+"""What is left of the peak at some shares of the budget, with a decay over the last 0.4."""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_by_hand(schedule):
+    for progress, left in SCHEDULES[schedule].items():
+        config = OptimConfig(schedule=schedule, warmup_steps=10, decay=0.4)
+        assert lr_factor(config, 1000, progress) == pytest.approx(left, abs=1e-9)
+        assert lr_factor(config, 3, progress) == pytest.approx(0.4 * left, abs=1e-9)  # the fourth of ten steps
+        config.final_lr = 0.2
+        assert lr_factor(config, 9, progress) == pytest.approx(0.2 + 0.8 * left)
+    assert lr_factor(OptimConfig(schedule="constant", warmup_steps=0, decay=0.0), 0, 1.0) == 1
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
