@@ -91,19 +91,15 @@ def compare(kind: str, size: tuple[int, ...], arguments: options.Cell) -> tuple[
     for name, cell in cells.items():
         calls |= {f"{name} forward": cell.forward, f"{name} both": cell.train}
     times = measure.in_turns(calls, arguments.repeat, device)
-    add_ratios(rows, times, peers.CELLS[kind])
-    return times["copy"], rows
-
-
-def add_ratios(rows: list[Row], times: dict[str, list[float]], parts: int) -> None:
-    """Add to each row its times, copies, share of the bandwidth, and speed-up over YARDSTICK."""
-    copy, known = measure.median(times["copy"]), times.get(f"{peers.YARDSTICK} both")
+    known, moved = times.get(f"{peers.YARDSTICK} both"), (3 * peers.CELLS[kind] + 3) / 2  # copies: two tensors each
     for row in rows:
         if "skipped" not in row:
             row |= {part: times[f"{row['name']} {part}"] for part in ("forward", "both")}
             seconds = measure.median(row["both"])
-            row |= {"copies": seconds / copy, "bandwidth": (3 * parts + 3) / 2 * copy / seconds}
-            row["speedup"] = measure.median(known) / seconds if known else None
+            copies = seconds / measure.median(times["copy"])
+            speedup = measure.median(known) / seconds if known else None
+            row |= {"copies": copies, "bandwidth": moved / copies, "speedup": speedup}
+    return times["copy"], rows
 
 
 def run(arguments: options.Cell) -> Row:

@@ -137,7 +137,10 @@ def run(arguments: options.Length) -> Row:
 
 
 def at_length(T: int, names: list[str], arguments: options.Length) -> tuple[list[Row], list[Row]]:
-    """The points at this length, and the rows of those that end here."""
+    """The points at this length, and the rows of those that end here.
+
+    A point has its times over that of a copy of the input, and how many times as fast it is as each of BASELINES.
+    """
     device, dtype = measure.device_and_type(arguments)
     size = (arguments.batch, T, arguments.width)
     cold, rows = measure.prepare({name: partial(measure_apart, name, T, arguments) for name in names}, T=T)
@@ -150,16 +153,12 @@ def at_length(T: int, names: list[str], arguments: options.Length) -> tuple[list
             calls[name] = Step(make(name, T, arguments), size, arguments)
     times = measure.in_turns(calls, arguments.repeat, device)
     rows = [{**row, "times": times.get(row["name"], [cold[row["name"]]])} for row in rows if row["name"] in cold]
-    add_ratios(rows, measure.median(times["copy"]))
-    return rows, ended
-
-
-def add_ratios(rows: list[Row], copy: float) -> None:
-    """Over a copy of the input, and over each baseline that got this far: `x NAME` is how many times as fast."""
     medians = {row["name"]: measure.median(row["times"]) for row in rows}
     for row in rows:
-        row["copies"] = medians[row["name"]] / copy
-        row["speedups"] = {base: medians[base] / medians[row["name"]] for base in BASELINES if base in medians}
+        seconds = medians[row["name"]]
+        row["copies"] = seconds / measure.median(times["copy"])
+        row["speedups"] = {base: medians[base] / seconds for base in BASELINES if base in medians}
+    return rows, ended
 
 
 def show(T: int, rows: list[Row], ended: list[Row]) -> None:

@@ -21,21 +21,19 @@ PANELS: list[measure.PanelSpec] = [
     ("error of the gradient", "relative error", lambda row: row["gradient"]),
 ]
 LOG_SPACE = {"mingru": reference.mingru_log_space, "minlstm": reference.minlstm_log_space}
-LOOPS = {"mingru": reference.mingru_scan, "minlstm": reference.minlstm_scan}
+LOOPS: dict[str, Callable[..., Tensor]] = {
+    "mingru": lambda *inputs: reference.mingru_scan(*inputs)[0],
+    "minlstm": lambda *inputs: reference.minlstm_scan(*inputs)[0],
+}
 Form = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 """Gradient of h, projection and h0 -> h (B, T, D), gradient of the projection, gradient of h0."""
 
 
 def forms(kind: str, device: torch.device) -> dict[str, Form]:
     """The contenders by name: ours per backend, and the paper's log-space form."""
-
-    def ours(projection: Tensor, h0: Tensor) -> Tensor:
-        return peers.SCANS[kind](projection, h0)[0]
-
-    found: dict[str, Form] = {
-        f"ours, {label}": partial(peers.gradients, ours, name) for label, name in peers.backends(device).items()
-    }
-    return found | {"log-space": partial(peers.gradients, lambda *x: LOG_SPACE[kind](*x), None)}
+    ours = partial(peers.gradients, peers.SCANS[kind])
+    found: dict[str, Form] = {f"ours, {label}": partial(ours, name) for label, name in peers.backends(device).items()}
+    return found | {"log-space": partial(peers.gradients, LOG_SPACE[kind], None)}
 
 
 def make_inputs(kind: str, T: int, arguments: options.Numerics) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +50,7 @@ def checked(kind: str, form: Form, arguments: options.Numerics) -> tuple[Form, R
     """A form that equals, at a short length, the loop in float64, as the measure does. Raises RefusedError."""
     short = make_inputs(kind, SHORT, arguments)
     grad_h, *wide = (x.detach().double() for x in short)
-    loop = peers.gradients(lambda *x: LOOPS[kind](*x)[0], None, grad_h, *(x.requires_grad_() for x in wide))
+    loop = peers.gradients(LOOPS[kind], None, grad_h, *(x.requires_grad_() for x in wide))
     _, dtype = measure.device_and_type(arguments)
     for part, got, measured, want in zip(PARTS, form(*short), peers.truth(kind, *short), loop, strict=True):
         measure.require_equal(f"{part} of float64", measured, want, measure.TOLERANCE[torch.float64])

@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, logsigmoid, scaled_dot_product_attention, softplus
+from torch.nn.functional import gelu, logsigmoid, scaled_dot_product_attention
 
 from lm import recurrence
 from lm.bench.measure import RefusedError, precision
@@ -20,7 +21,11 @@ from lm.recurrence.reference import g
 
 CELLS = {"mingru": 2, "minlstm": 3}
 """Parts of the projection; ours is [gate logits ... | candidate]."""
-SCANS = {"mingru": recurrence.mingru_scan, "minlstm": recurrence.minlstm_scan}
+SCANS: dict[str, Callable[..., Tensor]] = {
+    "mingru": lambda *inputs: recurrence.mingru_scan(*inputs)[0],
+    "minlstm": lambda *inputs: recurrence.minlstm_scan(*inputs)[0],
+}
+"""Ours: h of a projection and perhaps an initial state (B, D)."""
 YARDSTICK = "minGRU-pytorch"
 LOOP = "Python loop"
 
@@ -45,16 +50,12 @@ class Contender:
 
 def contenders(kind: str, device: torch.device) -> dict[str, Contender]:
     """All that can do this cell on this device, by name; ours first."""
-    parts = CELLS[kind]
-    found = {
-        f"ours, {label}": Contender(lambda: lambda projection: SCANS[kind](projection)[0], backend=backend)
-        for label, backend in backends(device).items()
-    }
+    found = {f"ours, {label}": Contender(lambda: SCANS[kind], name) for label, name in backends(device).items()}
     found[YARDSTICK] = Contender(lambda: mingru_pytorch(kind), candidate_first=True)
     if kind == "mingru":
         scans = {"mambapy pscan": mambapy, "torch associative_scan": lambda: associative_scan, LOOP: lambda: loop}
         scans |= {"accelerated-scan": accelerated_scan} if device.type == "cuda" else {}
-        found |= {name: Contender(_diagonal(make, parts)) for name, make in scans.items()}
+        found |= {name: Contender(partial(mingru_by, make)) for name, make in scans.items()}
         found |= {"fla hgrn": Contender(hgrn)} if device.type == "cuda" else {}
     return found
 
@@ -71,16 +72,12 @@ def backends(device: torch.device) -> dict[str, str]:
 @contextmanager
 def backend(name: str | None) -> Iterator[None]:
     """Run forward and backward by this backend of ours; None leaves the choice as it is."""
-    before = os.environ.get("LM_BACKEND")
-    if name is not None:
-        os.environ["LM_BACKEND"] = name
+    before = os.environ.get("LM_BACKEND", "auto")
+    os.environ["LM_BACKEND"] = name or before
     try:
         yield
     finally:
-        if name is not None:
-            os.environ.pop("LM_BACKEND")
-        if before is not None:
-            os.environ["LM_BACKEND"] = before
+        os.environ["LM_BACKEND"] = before
 
 
 def gradients(call: Callable[..., Tensor], name: str | None, grad_h: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -94,7 +91,7 @@ def gradients(call: Callable[..., Tensor], name: str | None, grad_h: Tensor, *in
 def truth(kind: str, grad_h: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """The same by our plain torch path in float64, of a projection and perhaps an initial state."""
     wide = (x.detach().double().requires_grad_() for x in inputs)
-    return gradients(lambda *x: SCANS[kind](*x)[0], "portable", grad_h.double(), *wide)
+    return gradients(SCANS[kind], "portable", grad_h.double(), *wide)
 
 
 def late(module: str, package: str = '"char-lm[bench]"') -> Any:
@@ -113,20 +110,15 @@ def mingru_pytorch(kind: str) -> Cell:
     return module
 
 
-def _diagonal(make: Callable[[], Scan], parts: int) -> Callable[[], Cell]:
-    """Make a cell of a scan of h_t = a_t h_{t-1} + b_t, its gates in plain torch."""
-
-    def made() -> Cell:
-        scan = make()
-        return lambda projection: scan(*coefficients(projection, parts))
-
-    return made
+def mingru_by(make: Callable[[], Scan]) -> Cell:
+    """A minGRU cell by a scan of h_t = a_t h_{t-1} + b_t, its gates in plain torch."""
+    scan = make()
+    return lambda projection: scan(*coefficients(projection))
 
 
-def coefficients(projection: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """a and b (B, T, D) of h_t = a_t h_{t-1} + b_t."""
-    *logits, c = projection.chunk(parts, dim=-1)
-    k = logits[0] if parts == 2 else softplus(-logits[0]) - softplus(-logits[1])
+def coefficients(projection: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b (B, T, D) of minGRU as h_t = a_t h_{t-1} + b_t."""
+    k, c = projection.chunk(2, dim=-1)
     return torch.sigmoid(-k), torch.sigmoid(k) * g(c)
 
 

@@ -13,7 +13,6 @@ text, the peers by torch.multinomial.
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -89,6 +88,9 @@ def chain(model: LanguageModel, chars: int) -> measure.Call:
 
 # ---------------------------------------------------------------- contenders
 
+Contender = tuple[measure.Call, int]
+"""What is timed, and the characters that one call writes."""
+
 
 def slow(arguments: options.Sample) -> int:
     """Characters in one timing of contenders that take milliseconds for each."""
@@ -113,14 +115,6 @@ def packed(model: LanguageModel, weights: Weights) -> Packed:
     return fast
 
 
-@dataclass(frozen=True)
-class Contender:
-    """What is timed: one call writes `chars` characters."""
-
-    write: measure.Call
-    chars: int
-
-
 def minlm(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
     """lucidrains' model with carried state, checked against ours on equal weights. It has no convolution then."""
     model = make_minlm(width, arguments.layers).eval()
@@ -128,7 +122,7 @@ def minlm(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
     require_minlm(make_ours("mingru, gelu", 24, width, arguments.layers), model, ids)
     chars = slow(arguments)
     write = sampler(lambda ids, state: model(ids, return_prev_hiddens=True, prev_hiddens=state), 1, chars)
-    return model, Contender(write, chars)
+    return model, (write, chars)
 
 
 def gpt(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
@@ -137,7 +131,7 @@ def gpt(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
     torch.manual_seed(0)
     model = peers.GPT(VOCABULARY, layers, heads, width, context).eval()
     chars = slow(arguments)
-    return model, Contender(sampler(lambda ids, _: (model(ids), None), context, chars), chars)
+    return model, (sampler(lambda ids, _: (model(ids), None), context, chars), chars)
 
 
 def gpt_shape(width: int) -> tuple[int, int, int]:
@@ -152,12 +146,12 @@ def contenders(width: int, arguments: options.Sample) -> dict[str, Callable[[], 
     layers, _, context = gpt_shape(width)
 
     def fast(weights: Weights) -> tuple[nn.Module, Contender]:
-        return ours(), Contender(Writer(packed(ours(), weights), 1, chars), chars)
+        return ours(), (Writer(packed(ours(), weights), 1, chars), chars)
 
     return {
-        CHAIN: lambda: (ours(), Contender(chain(ours(), few), few)),
+        CHAIN: lambda: (ours(), (chain(ours(), few), few)),
         **{f"ours, {weights}": functools.partial(fast, weights) for weights in get_args(Weights)},
-        PLAIN: lambda: (ours(), Contender(Writer(ours(), 1, few), few)),
+        PLAIN: lambda: (ours(), (Writer(ours(), 1, few), few)),
         MINLM: lambda: minlm(width, arguments),
         f"nanoGPT {layers} x {width}, context {context}": lambda: gpt(width, arguments),
     }
@@ -173,8 +167,8 @@ def compare(width: int, arguments: options.Sample) -> list[Row]:
 
     makers = {name: functools.partial(prepare, maker) for name, maker in contenders(width, arguments).items()}
     made, rows = measure.prepare(makers, width=width)
-    times = measure.in_turns({name: each.write for name, each in made.items()}, arguments.repeat, device)
-    speeds = {name: [made[name].chars / seconds for seconds in several] for name, several in times.items()}
+    times = measure.in_turns({name: write for name, (write, _) in made.items()}, arguments.repeat, device)
+    speeds = {name: [made[name][1] / seconds for seconds in several] for name, several in times.items()}
     for row in rows:
         if "skipped" not in row:
             row["speeds"] = speeds[row["name"]]

@@ -137,20 +137,16 @@ def compare(size: tuple[int, ...], arguments: options.Train) -> tuple[list[float
         if arguments.optimizer and name != YARDSTICK:
             calls[f"{name} optimiser"] = optimizer_step(step, arguments.optimizer)
     times = measure.in_turns(calls, arguments.repeat, device)
-    add_ratios(rows, times, 2 * arguments.gemm**3 / measure.median(times["sgemm"]), size[0] * size[1])
-    return times["sgemm"], rows
-
-
-def add_ratios(rows: list[Row], times: dict[str, list[float]], limit: float, characters: int) -> None:
-    """Add to each row its times and speeds, also over the matrix product's rate (FLOP/s) and over minLM's."""
-    known = times.get(YARDSTICK)
+    known, limit = times.get(YARDSTICK), 2 * arguments.gemm**3 / measure.median(times["sgemm"])
     for row in rows:
         if "skipped" not in row:
             row |= {"both": times[row["name"]], "optimiser": times.get(f"{row['name']} optimiser")}
             seconds = measure.median(row["both"])
-            flops = 6 * row["parameters"] * characters / seconds
-            row |= {"characters_per_second": characters / seconds, "flops_per_second": flops, "of_sgemm": flops / limit}
+            rate = size[0] * size[1] / seconds
+            flops = 6 * row["parameters"] * rate
+            row |= {"characters_per_second": rate, "flops_per_second": flops, "of_sgemm": flops / limit}
             row["speedup"] = measure.median(known) / seconds if known else None
+    return times["sgemm"], rows
 
 
 def run(arguments: options.Train) -> Row:

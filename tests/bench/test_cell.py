@@ -41,7 +41,7 @@ def test_cell_skips_what_is_missing_and_what_is_too_slow(bench, monkeypatch):
 
 def test_candidate_first_is_undone():
     def swapped(projection):
-        return peers.loop(*peers.coefficients(torch.cat(projection.chunk(2, dim=-1)[::-1], dim=-1), 2))
+        return peers.loop(*peers.coefficients(torch.cat(projection.chunk(2, dim=-1)[::-1], dim=-1)))
 
     projection, grad_h = cell.inputs("mingru", (2, 7, 3), torch.device("cpu"), torch.float64)
     theirs = cell.Cell(peers.Contender(lambda: swapped, candidate_first=True), projection, grad_h).results()

@@ -60,8 +60,13 @@ def test_peak_memory_sees_an_allocation():
     assert length.peak_bytes(device) - before >= 200 << 20 or sys.platform != "linux"
 
 
-def test_ratios():
-    rows = [{"name": name, "times": times} for name, times in (("mingru", [0.1, 0.5, 0.2]), ("gru", [1.0]))]
-    length.add_ratios(rows, 0.04)
-    assert rows[0]["copies"] == pytest.approx(5) and rows[1]["copies"] == pytest.approx(25)
-    assert rows[0]["speedups"] == {"gru": pytest.approx(5)} and rows[1]["speedups"] == {"gru": 1}
+def test_ratios(bench, timings, monkeypatch):
+    timings({"mingru": [0.1, 0.5, 0.2], "gru": [1.0], "copy": [0.04]})
+    monkeypatch.setattr(length, "measure_apart", lambda name, T, arguments: (0.3, {"bytes": 3 << 20}))
+    result, out = bench("length", "--lengths", "16", "--mixers", "mingru", "gru")
+    mingru, gru = result["results"]
+    assert (mingru["copies"], gru["copies"]) == (pytest.approx(5), pytest.approx(25))
+    assert (mingru["speedups"], gru["speedups"]) == ({"gru": pytest.approx(5)}, {"gru": 1})
+    assert mingru["times"] == [0.1, 0.5, 0.2] and mingru["bytes"] == 3 << 20
+    line = next(line for line in out.splitlines() if line.startswith("mingru"))
+    assert line.split() == ["mingru", "200.0", "[100.0-500.0]", "5.0", "5.0", "3.0"]
