@@ -1,4 +1,4 @@
-"""Shared fixtures: a small corpus, and train.py run in this process on it."""
+"""Shared fixtures: a small corpus, and `char-lm train` run on it in this process."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_train(tmp_path: Path, corpus: Path):
-    """Call train.py's main with small settings; returns the run folder."""
+    """Run `char-lm train` with small settings; returns the run folder."""
 
     def call(name: str, *options: str, code: int = 0) -> Path:
         argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", name, *options]
@@ -71,9 +71,9 @@ def backend(request, monkeypatch) -> str:
 
 @pytest.fixture
 def threads():
+    """Set the number of threads for one test: with more of them, more and smaller pieces."""
     import torch
 
-    """Set the number of threads for one test: with more of them, more and smaller pieces."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

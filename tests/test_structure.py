@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 
 from tests.commands import ROOT
 
+EXAMPLE = "lm/mixers/average.py"
+"""The file that CONTRIBUTING.md adds as an example."""
 LEVELS = [
     "files",
     "config report native",
@@ -72,3 +76,19 @@ def test_sizes(module):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 50, f"{module}.{node.name}"
+
+
+def texts() -> Iterator[Path]:
+    """The files of text whose references are checked."""
+    yield from (path for path in (ROOT / "lm").rglob("*") if path.suffix in (".py", ".c", ".h", ".js"))
+    yield from (ROOT / "tests").rglob("*.py")
+    yield from (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/**/*.md"), ROOT / "Makefile")
+
+
+@pytest.mark.parametrize("path", list(texts()), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_names_that_a_text_mentions_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for file in re.findall(r"(?<![\w/.\"])(?:lm|tests|docs|configs|data)/[\w/]*\w\.(?:py|c|h|js|md|yaml|json)\b", text):
+        assert (ROOT / file).exists() or file == EXAMPLE, file
+    for name in re.findall(r"`(lm(?:\.\w+)+)", text):
+        assert pkgutil.resolve_name(name), name
