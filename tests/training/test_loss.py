@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from lm.config.options import ModelConfig
+from lm.corpora.copying import IGNORED, Copying
 from lm.model import LanguageModel
-from lm.training.loss import nll, streaming_loss, windowed_loss
+from lm.training.loss import copying_accuracy, nll, score, streaming_loss, windowed_loss
 
 
 @pytest.fixture
@@ -38,3 +39,48 @@ def test_the_loss_is_computed_in_float32():
     logits = torch.tensor([[[300.0, 0.0]]], dtype=torch.bfloat16)
     assert nll(logits, torch.tensor([[1]])).item() == pytest.approx(300)
     assert nll(logits, torch.tensor([[0]])).dtype == torch.float32
+
+
+def test_a_text_longer_than_a_piece_is_read_as_one_sequence(model):
+    ids = np.random.default_rng(1).integers(0, 11, 4096 + 60)
+    with torch.no_grad():
+        logits, _ = model(torch.from_numpy(ids[None, :-1]))
+    expected = torch.nn.functional.cross_entropy(logits[0], torch.from_numpy(ids[1:])).item()
+    assert streaming_loss(model, ids) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_score_weighs_each_target_equally_whatever_its_piece(model, carry):
+    random = np.random.default_rng(2)
+    pieces = [(random.integers(0, 11, (1, T)), random.integers(0, 11, (1, T))) for T in (5, 12, 1)]
+    pieces[0][1][0, 2:4] = model(torch.from_numpy(pieces[0][0]))[0][0, 2:4].argmax(-1)  # two right answers at least
+    pieces[1][1][0, :7] = IGNORED
+    losses, right, state = [], 0, None
+    for x, y in pieces:
+        with torch.no_grad():
+            logits, new = model(torch.from_numpy(x), state)
+        state = new if carry else None
+        table = logits[0].double().softmax(-1)
+        best = table.argmax(-1).tolist()
+        losses += [-table[t, y[0, t]].log().item() for t in range(len(best)) if y[0, t] != IGNORED]
+        right += sum(best[t] == y[0, t] for t in range(len(best)))
+    assert len(losses) == 11 and right >= 2
+    assert score(model, pieces, carry) == pytest.approx((sum(losses) / 11, right / 11), rel=1e-5)
+    with torch.device("meta"):  # pieces go to the model's device, not to torch's default
+        assert score(model, pieces, carry)[1] == pytest.approx(right / 11)
+
+
+def test_copying_is_scored_on_the_answers_of_all_held_out_problems():
+    problems = Copying(context=24, tokens=3, vocabulary=10)
+    torch.manual_seed(0)
+    model = LanguageModel(10, ModelConfig(width=16, layers=1)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    (pieces,) = problems.validation_pieces(24)
+    x, y = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pieces, strict=True))
+    assert x.shape == (512, 24) and (y[:, :21] == IGNORED).all()
+    with torch.no_grad():
+        logits = model(x)[0][:, 21:]
+    loss, share = copying_accuracy(model, problems)
+    assert loss == pytest.approx(-logits.log_softmax(-1).gather(-1, y[:, 21:, None]).mean().item(), rel=1e-5)
+    assert share == pytest.approx((logits.argmax(-1) == y[:, 21:]).double().mean().item())
+    assert 0 < share < 1
