@@ -60,7 +60,6 @@ class Checkpoints(Callback):
             raise Interrupted
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.clock.stop()
         self._save(trainer)
         self._name_best(trainer)
         pl_module.clock.start()

@@ -139,7 +139,6 @@ class Recorder(Callback):
         if trainer.is_global_zero:
             self._sample(trainer)
             self.write_summary(trainer, "running")
-        self.task.clock.start()
 
     def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         """Write a row to metrics.csv and to every logger."""
