@@ -60,9 +60,6 @@ def checked(name: str, arguments: options.Length) -> tuple[str, Row]:
     return name, {}
 
 
-# ---------------------------------------------------------------- memory, in a process of its own
-
-
 def peak_of_one_step(name: str, T: int, arguments: options.Length) -> tuple[float, Row]:
     """The seconds of one training step (once, cold), and the bytes that it adds at its peak, input included."""
     device, _ = measure.device_and_type(arguments)
@@ -111,9 +108,6 @@ def child(task: str) -> None:
     """The work of that process: one task in, one line of JSON out."""
     words = json.loads(task)
     print(json.dumps(peak_of_one_step(words["name"], words["T"], options.Length(**words["arguments"]))))
-
-
-# ---------------------------------------------------------------- time
 
 
 def run(arguments: options.Length) -> Row:

@@ -40,9 +40,6 @@ class RefusedError(Exception):
     """Why a contender is not timed: it is missing, cannot run here, or computes something else."""
 
 
-# ---------------------------------------------------------------- equivalence
-
-
 def relative_error(got: Tensor, want: Tensor) -> float:
     """In the Euclidean norm, computed in float64; infinite if there is a NaN."""
     got, want = got.detach().double(), want.detach().double()
@@ -87,9 +84,6 @@ def prepare(makers: Mapping[str, Callable[[], tuple[Made, Row]]], **columns: Any
             reason = " ".join(str(error).split()) or type(error).__name__
             rows[-1]["skipped"] = reason if isinstance(error, RefusedError) else f"fails: {reason[:120]}"
     return made, rows
-
-
-# ---------------------------------------------------------------- time
 
 
 def precision(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
@@ -157,9 +151,6 @@ def median(times: Sequence[float]) -> float:
     return statistics.median(times)
 
 
-# ---------------------------------------------------------------- limits
-
-
 def copy_call(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Call:
     """Copy a tensor into another that exists: the memory's limit."""
     source, target = (torch.ones(shape, dtype=dtype, device=device) for _ in range(2))
@@ -170,9 +161,6 @@ def gemm_call(n: int, dtype: torch.dtype, device: torch.device) -> Call:
     """Multiply two n x n matrices, 2 n^3 operations: the arithmetic's limit."""
     a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
     return lambda: torch.mm(a, b, out=out)
-
-
-# ---------------------------------------------------------------- options
 
 
 def device_and_type(options: OnDevice) -> tuple[torch.device, torch.dtype]:
@@ -194,9 +182,6 @@ def sizes(words: Iterable[str], axes: str) -> list[tuple[int, ...]]:
             raise UserError(f"--sizes: expected {'x'.join(axes)} with whole numbers, not {word}")
         result.append(tuple(map(int, numbers)))
     return result
-
-
-# ---------------------------------------------------------------- report
 
 
 def heading(title: str, options: OnDevice) -> Row:

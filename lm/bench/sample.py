@@ -6,8 +6,8 @@
     batch   many samples at once, over batch 1 and over the arithmetic's limit: torch's product of large matrices
     length  time per character and memory after so many generated characters, per mixer
 
-Every contender draws its characters from softmax(logits / temperature): ours by `lm.sampling.write`, which hands over
-text, the peers by torch.multinomial.
+Every contender draws its characters from softmax(logits / temperature): ours by `lm.sampling.text.write`, which
+returns text, the peers by torch.multinomial.
 """
 
 import copy
@@ -86,8 +86,6 @@ def chain(model: LanguageModel, chars: int) -> measure.Call:
     return multiply
 
 
-# ---------------------------------------------------------------- contenders
-
 Contender = tuple[measure.Call, int]
 """What is timed, and the characters that one call writes."""
 
@@ -115,58 +113,51 @@ def packed(model: LanguageModel, weights: Weights) -> Packed:
     return fast
 
 
-def minlm(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
+def timed(model: nn.Module, write: measure.Call, chars: int) -> tuple[Contender, Row]:
+    """A contender, and the columns of its row."""
+    return (write, chars), {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def minlm(width: int, arguments: options.Sample) -> tuple[Contender, Row]:
     """lucidrains' model with carried state, checked against ours on equal weights. It has no convolution then."""
     model = make_minlm(width, arguments.layers).eval()
     ids = torch.randint(VOCABULARY, (1, 24))
     require_minlm(make_ours("mingru, gelu", 24, width, arguments.layers), model, ids)
     chars = slow(arguments)
     write = sampler(lambda ids, state: model(ids, return_prev_hiddens=True, prev_hiddens=state), 1, chars)
-    return model, (write, chars)
+    return timed(model, write, chars)
 
 
-def gpt(width: int, arguments: options.Sample) -> tuple[nn.Module, Contender]:
-    """The model of nanoGPT's recipe at this width, which recomputes its whole window for each character."""
-    layers, heads, context = gpt_shape(width)
+def gpt(width: int, layers: int, heads: int, context: int, arguments: options.Sample) -> tuple[Contender, Row]:
+    """The model of a nanoGPT recipe, which recomputes its whole window for each character."""
     torch.manual_seed(0)
     model = peers.GPT(VOCABULARY, layers, heads, width, context).eval()
     chars = slow(arguments)
-    return model, (sampler(lambda ids, _: (model(ids), None), context, chars), chars)
+    return timed(model, sampler(lambda ids, _: (model(ids), None), context, chars), chars)
 
 
-def gpt_shape(width: int) -> tuple[int, int, int]:
-    """Layers, heads and context of the nanoGPT of this width."""
-    return next(shape for least, shape in GPTS.items() if width >= least)
-
-
-def contenders(width: int, arguments: options.Sample) -> dict[str, Callable[[], tuple[nn.Module, Contender]]]:
-    """The models at batch 1 by name, and what is timed of them."""
+def contenders(width: int, arguments: options.Sample) -> dict[str, Callable[[], tuple[Contender, Row]]]:
+    """What is timed at batch 1, by name."""
     chars, few = arguments.chars, slow(arguments)
     ours = functools.cache(lambda: make("mingru", width, arguments))
-    layers, _, context = gpt_shape(width)
+    layers, heads, context = next(shape for least, shape in GPTS.items() if width >= least)
 
-    def fast(weights: Weights) -> tuple[nn.Module, Contender]:
-        return ours(), (Writer(packed(ours(), weights), 1, chars), chars)
+    def fast(weights: Weights) -> tuple[Contender, Row]:
+        return timed(ours(), Writer(packed(ours(), weights), 1, chars), chars)
 
     return {
-        CHAIN: lambda: (ours(), (chain(ours(), few), few)),
+        CHAIN: lambda: timed(ours(), chain(ours(), few), few),
         **{f"ours, {weights}": functools.partial(fast, weights) for weights in get_args(Weights)},
-        PLAIN: lambda: (ours(), (Writer(ours(), 1, few), few)),
+        PLAIN: lambda: timed(ours(), Writer(ours(), 1, few), few),
         MINLM: lambda: minlm(width, arguments),
-        f"nanoGPT {layers} x {width}, context {context}": lambda: gpt(width, arguments),
+        f"nanoGPT {layers} x {width}, context {context}": lambda: gpt(width, layers, heads, context, arguments),
     }
 
 
 def compare(width: int, arguments: options.Sample) -> list[Row]:
     """One row per contender: characters per second, and the ratios to the three yardsticks."""
     device, _ = measure.device_and_type(arguments)
-
-    def prepare(maker: Callable[[], tuple[nn.Module, Contender]]) -> tuple[Contender, Row]:
-        model, contender = maker()
-        return contender, {"parameters": sum(p.numel() for p in model.parameters())}
-
-    makers = {name: functools.partial(prepare, maker) for name, maker in contenders(width, arguments).items()}
-    made, rows = measure.prepare(makers, width=width)
+    made, rows = measure.prepare(contenders(width, arguments), width=width)
     times = measure.in_turns({name: write for name, (write, _) in made.items()}, arguments.repeat, device)
     speeds = {name: [made[name][1] / seconds for seconds in several] for name, several in times.items()}
     for row in rows:
@@ -178,9 +169,6 @@ def compare(width: int, arguments: options.Sample) -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------- many at once
-
-
 def compare_batches(weights: Weights, arguments: options.Sample) -> tuple[None, Row]:
     """Characters per second of all samples together, at batch 1 and at --batch. Raises RefusedError."""
     device, dtype = measure.device_and_type(arguments)
@@ -188,17 +176,12 @@ def compare_batches(weights: Weights, arguments: options.Sample) -> tuple[None, 
     fast = packed(model, weights)
     calls: dict[str, measure.Call] = {str(b): Writer(fast, b, arguments.chars) for b in (1, arguments.batch)}
     calls["sgemm"] = measure.gemm_call(GEMM, dtype, device)
-    *times, sgemm = measure.in_turns(calls, arguments.repeat, device).values()
-    one, many = (
-        [batch * arguments.chars / t for t in ts] for batch, ts in zip((1, arguments.batch), times, strict=True)
-    )
+    times = measure.in_turns(calls, arguments.repeat, device)
+    one, many = ([batch * arguments.chars / t for t in times[str(batch)]] for batch in (1, arguments.batch))
     rate = measure.median(many)
     flops = 2 * sum(linear.weight.numel() for linear in linears(model)) * rate
-    limits = {"flops_per_second": flops, "of_sgemm": flops * measure.median(sgemm) / (2 * GEMM**3)}
+    limits = {"flops_per_second": flops, "of_sgemm": flops * measure.median(times["sgemm"]) / (2 * GEMM**3)}
     return None, {"one": one, "many": many, "ratio": rate / measure.median(one), **limits}
-
-
-# ---------------------------------------------------------------- after a long time
 
 
 def resident() -> int | None:
@@ -236,9 +219,6 @@ def grow(name: str, arguments: options.Sample) -> tuple[list[Row], Row]:
     return rows, {}
 
 
-# ---------------------------------------------------------------- report
-
-
 def run(arguments: options.Sample) -> Row:
     """The tables asked for."""
     about = measure.heading(f"Decoding, {arguments.layers} layers, temperature {TEMPERATURE}", arguments)
@@ -258,10 +238,9 @@ def report_peers(arguments: options.Sample) -> list[Row]:
 
 def report_batch(arguments: options.Sample) -> list[Row]:
     """Print and return the table of many samples over one."""
-    makers = {
-        f"ours, {weights}": functools.partial(compare_batches, weights, arguments) for weights in get_args(Weights)
-    }
-    _, rows = measure.prepare(makers)
+    _, rows = measure.prepare(
+        {f"ours, {each}": functools.partial(compare_batches, each, arguments) for each in get_args(Weights)}
+    )
     print(f"\nbatch {arguments.batch} over batch 1, width {arguments.widths[0]}, characters/s of all together")
     header = ("", "batch 1", "[min-max]", f"batch {arguments.batch}", "[min-max]", "ratio", "GFLOP/s", "of sgemm")
     measure.print_table(header, rows, batch_row)

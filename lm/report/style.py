@@ -5,15 +5,9 @@ a dark background are lighter. With 7 colours and 5 line styles, 35 groups look 
 """
 
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#B5548F", "#C98300", "#3B9BD6", "#4D4D4D")
-
-
 DARK = ("#4DA8E8", "#F58A42", "#2CC59B", "#E59BC6", "#F0B53C", "#A4DBFA", "#D9D9D9")
-
-
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 3), (1.3, 2.2), (6, 2.5, 1.3, 2.5), (9, 3))
 """Lengths of dashes and gaps, in widths of the line; none for a solid line."""
-
-
 SYMBOLS = {
     "circle": "o",
     "square": "s",
