@@ -162,6 +162,23 @@ def test_muon_step_by_hand():
     torch.testing.assert_close(p.detach(), expected)
 
 
+@pytest.mark.parametrize("shape", [(8, 4), (4, 8)])
+def test_muon_equals_torchs_but_for_its_rounding(shape):
+    """torch.optim.Muon orthogonalises in bfloat16."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(p) for p in torch.randn(1, *shape).repeat(2, 1, 1))
+    options = {"lr": 0.1, "weight_decay": 0.5, "momentum": 0.9}
+    optimizers = (
+        MuonAdamW([{"algorithm": "muon", "params": [ours], **options}]),
+        torch.optim.Muon([theirs], adjust_lr_fn="original", **options),
+    )
+    for grad in torch.randn(4, *shape):
+        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
+            p.grad = grad.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=0, atol=1e-2)
+
+
 def test_state_survives_a_round_trip():
     def step(model, optimizer, seed):
         torch.manual_seed(seed)
