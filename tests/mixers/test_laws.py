@@ -99,6 +99,22 @@ def test_forward_equals_folding_step(case, dtype, T):
 
 
 @every_mixer
+def test_a_float64_model_computes_in_float64(case):
+    """`forward`, and `step` from its state, from the initial one and from one in float32."""
+    mixer = make(case).double()
+    x = torch.randn(BATCH, 9, WIDTH, dtype=torch.float64)
+    y, last = mixer(x)
+    for narrow in (False, True):
+        state = mixer.init_state(BATCH)
+        state = tuple(s.float() if narrow and s.is_floating_point() else s for s in state)
+        folded, stepped = fold(mixer, x, state)
+        assert folded.dtype == y.dtype == torch.float64
+        for got, want in zip((folded, *stepped), (y, *last), strict=True):
+            assert got.dtype == want.dtype and got.dtype != torch.float32
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@every_mixer
 @every_type
 @pytest.mark.parametrize("cut", (1, 62, 200))
 def test_splitting_a_sequence_changes_nothing(case, dtype, cut):
