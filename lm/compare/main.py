@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lm.compare import table, terminal
-from lm.compare.page import encode, payload, render
+from lm.compare.page import page
+from lm.compare.picture import save_png
 from lm.compare.runs import Reader
 from lm.config.fields import POSITIONAL, Output, Range
-from lm.files import UserError, atomic_write, writing
+from lm.files import UserError, atomic_write
 from lm.report.document import halves, insert, split_place
 from lm.runs.metrics import AXES
 
@@ -78,13 +79,9 @@ def show(reader: Reader, options: Options) -> int:
     write(options.csv, lambda: as_csv(everything["runs"]))
     if options.insert:
         insert(*split_place(options.insert, "results"), "\n".join(lines))
-    data = payload(runs, options.metric, options.target, reader.skipped)
-    write(options.html, lambda: render(data | {"runs": [encode(run, len(runs)) for run in runs]}))
+    write(options.html, lambda: page(runs, options.metric, options.target, reader.skipped))
     if options.png:
-        from lm.compare.picture import save_png
-
-        with writing(Path(options.png)):
-            save_png(options.png, groups, options.metric, target)
+        save_png(options.png, groups, options.metric, target)
     return 0
 
 

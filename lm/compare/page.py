@@ -29,8 +29,14 @@ SAMPLE_CHARS = 4_000_000
 Rows = list[dict[str, float]]
 
 
+def page(runs: list[RunData], metric: str, target: float | None, skipped: list[str]) -> str:
+    """The page of some runs, for a file; see `payload` for the arguments."""
+    data = payload(runs, metric, target, skipped)
+    return render(data | {"runs": [encode(run, len(runs)) for run in runs]})
+
+
 def render(data: dict[str, Any]) -> str:
-    """The page that shows what `payload` made."""
+    """The page that shows what `payload` and `encode` made."""
     from plotly.offline import get_plotlyjs
 
     files = resources.files("lm.compare")

@@ -16,7 +16,7 @@ def save_png(path: str, groups: list[Group], metric: str, target: float | None) 
     """Draw two panels: one line per group, a band from its lowest to its highest run, the target dotted.
 
     Raises:
-        OSError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     shown = [item for item in groups if item.has(metric)]
     panels = []

@@ -107,12 +107,9 @@ def reach(run: RunData, metric: str, target: float) -> dict[str, float] | None:
 
 def default_target(runs: list[RunData], metric: str) -> float | None:
     """The worst run's best loss, rounded up to four decimals. Diverged and failed runs count only if all are."""
-    losses: dict[bool, list[float]] = {True: [], False: []}
-    for run in runs:
-        lowest = best(run, metric)["loss"]
-        if math.isfinite(lowest):
-            losses[run.status in ("diverged", "failed")].append(lowest)
-    worst = max(losses[False] or losses[True], default=None)
+    validated = [run for run in runs if math.isfinite(best(run, metric)["loss"])]
+    sound = [run for run in validated if run.status not in ("diverged", "failed")]
+    worst = max((best(run, metric)["loss"] for run in sound or validated), default=None)
     return None if worst is None else math.ceil(worst * 1e4) / 1e4
 
 

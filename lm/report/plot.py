@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm.files import atomic_open
 from lm.report import style
 
 Curve = Sequence[tuple[float, float]]
@@ -38,14 +39,12 @@ def save(
     """Draw panels into a PNG file. A name looks the same in all of them; equal y labels share their axis.
 
     Args:
-        path: the file.
-        panels: what to draw.
         title: above all panels.
         log: whether the x and the y axis are logarithmic.
         target: y value of a dotted line.
 
     Raises:
-        OSError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -70,7 +69,8 @@ def save(
             columns = min(len(legend), 3 * len(panels))
             figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
         figure.suptitle(title, fontsize=10)
-        figure.savefig(Path(path), dpi=160, facecolor="white", format="png")
+        with atomic_open(Path(path)) as file:
+            figure.savefig(file, dpi=160, facecolor="white", format="png")
 
 
 def _draw(ax: Any, curves: list[Curve], name: str, index: int) -> None:
