@@ -188,7 +188,7 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     module = kernels(a)
     grads = module.empty(a), module.empty(a)
-    return *grads, module.scan_backward(Kind.LINEAR, (a,), grads, h, h0, grad_h, grad_last)
+    return *grads, module.scan_backward(Kind.LINEAR, a, grads, h, h0, grad_h, grad_last)
 
 
 @_linear.register_fake
@@ -217,7 +217,7 @@ def _define_cell(name: str, kind: Kind) -> Callable[[Tensor, Tensor | None], tup
     ) -> tuple[Tensor, Tensor]:
         module = kernels(projection)
         grad = module.empty(projection)
-        return grad, module.scan_backward(kind, (projection,), (grad,), h, h0, grad_h, grad_last)
+        return grad, module.scan_backward(kind, projection, (grad,), h, h0, grad_h, grad_last)
 
     @forward.register_fake
     def _(projection: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -54,20 +54,13 @@ def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Te
 
 
 def scan_backward(
-    kind: Kind,
-    x: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    h: Tensor,
-    h0: Tensor | None,
-    grad_h: Tensor,
-    grad_last: Tensor,
+    kind: Kind, x: Tensor, grads: Sequence[Tensor], h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> Tensor:
     """The gradient of h0, and those of the inputs into `grads`; see `lm.recurrence.portable.scan_backward`."""
-    x = (*x, *x) if kind == Kind.LINEAR else x  # the kernel reads two inputs, and needs a alone
-    x = [rows(part) for part in kind.split(x)]
+    inputs = [rows(part) for part in kind.split([x, x])]  # of the linear scan, the kernel reads two and uses a alone
     h, grad_h, grad_last = rows(h), rows(grad_h), grad_last.contiguous()
     h0 = None if h0 is None else h0.contiguous()
-    call, grad_h0 = _call(kind, x, h, h0)
+    call, grad_h0 = _call(kind, inputs, h, h0)
     call.backward = 1
     call.first = grad_last.data_ptr()
     call.grad_h = view(grad_h)

@@ -317,21 +317,15 @@ def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Te
 
 
 def scan_backward(
-    kind: Kind,
-    x: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    h: Tensor,
-    h0: Tensor | None,
-    grad_h: Tensor,
-    grad_last: Tensor,
+    kind: Kind, x: Tensor, grads: Sequence[Tensor], h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> Tensor:
     """The gradient of h0, and those of the inputs into `grads`; see `lm.recurrence.portable.scan_backward`."""
     if h.dtype == torch.float64:
         return portable.scan_backward(kind, x, grads, h, h0, grad_h, grad_last)
-    h0, x = None if h0 is None else h0.contiguous(), kind.split(x)
-    gates = x if kind == Kind.LINEAR else x[:-1]
-    arguments = _streams(*x, grad_h), _streams(h), h0, _streams(*kind.split(grads))
-    return _scan(_backward, kind, len(x) + 2, arguments, (_streams(*gates, grad_h), (), None, ()), h, grad_last)
+    h0, inputs = None if h0 is None else h0.contiguous(), kind.split([x])
+    gates = inputs if kind == Kind.LINEAR else inputs[:-1]
+    arguments = _streams(*inputs, grad_h), _streams(h), h0, _streams(*kind.split(grads))
+    return _scan(_backward, kind, len(inputs) + 2, arguments, (_streams(*gates, grad_h), (), None, ()), h, grad_last)
 
 
 def _scan(

@@ -125,19 +125,13 @@ def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Te
 
 
 def scan_backward(
-    kind: Kind,
-    x: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    h: Tensor,
-    h0: Tensor | None,
-    grad_h: Tensor,
-    grad_last: Tensor,
+    kind: Kind, x: Tensor, grads: Sequence[Tensor], h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> Tensor:
     """Write the gradients of a and b, or of the projection, into `grads`, and return that of h0.
 
-    x is (a,) or (projection,): forward keeps nothing else but h, and the gates are computed again.
+    x is a, or the projection: forward keeps nothing else but h, and the gates are computed again.
     """
-    wide = widen(x[0])
+    wide = widen(x)
     *gates, c = kind.split([wide])
     z, a = (None, wide) if kind == Kind.LINEAR else _gates(gates)
     s = scan_adjoint(a, grad_h, grad_last)

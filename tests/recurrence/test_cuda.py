@@ -87,7 +87,7 @@ def test_compiles_for_an_h100(monkeypatch, tmp_path, parts, dtype):
     x, h0 = torch.zeros(1, 1000, parts * 32, dtype=dtype), torch.zeros(1, 32)
     kind = portable.Kind(parts - 1)
     h, h_last = cuda.scan_forward(kind, (x,), h0)
-    cuda.scan_backward(kind, (x,), (torch.empty_like(x),), h, h0, h, h_last)
+    cuda.scan_backward(kind, x, (torch.empty_like(x),), h, h0, h, h_last)
     assert len(assembly) == 6  # forward and backward: the chunks' sums, the scan over them, and the walk
     assert not any("bar.sync" in ptx or "shfl" in ptx for ptx in assembly)
 
