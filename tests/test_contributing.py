@@ -11,6 +11,7 @@ import pytest
 from tests.commands import ROOT
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.slow
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"<!-- (lm/\S+) -->\n```python\n(.*?)```", TEXT, re.DOTALL))
 """The marked blocks of code by the file they belong to."""
@@ -40,7 +41,6 @@ def run(checkout: Path, *words: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.slow
 def test_the_example_passes_the_laws(checkout):
     command = re.search(r"^\.venv/bin/python (-m pytest tests/mixers .*)$", TEXT, re.MULTILINE)
     told = run(checkout, *command[1].split(), "-q", "-p", "no:cacheprovider")

@@ -8,6 +8,8 @@ import pytest
 
 from lm import cli
 from lm.config.resolve import parse
+from lm.corpora.sources import read_text
+from lm.files import DATA
 from tests.commands import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,10 +26,9 @@ NOT_HERE = {"roneneldan/TinyStories", "--serve", "--help", "sweep"}
 def shortened(words: list[str], number: int) -> list[str]:
     """A command of README.md with options that make it end in a moment."""
     name, *rest = words
-    if name == "train":
-        return (
-            words if "--resume" in rest else [*words, *SHORT, *([] if "--name" in rest else ["--name", f"r{number}"])]
-        )
+    if name == "train" and "--resume" not in rest:
+        small = [] if {"--data.corpus", "--config"} & set(rest) else ["--data.corpus", "opening.txt"]
+        return [*words, *SHORT, *small, *([] if "--name" in rest else ["--name", f"r{number}"])]
     if name == "generate":
         return [*words, "--chars", "20"]
     return [word.replace("runs/*", "runs") for word in words]
@@ -35,7 +36,8 @@ def shortened(words: list[str], number: int) -> list[str]:
 
 def test_commands_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "opening.txt").write_text("ROMEO:\nBut soft, what light through yonder window breaks?\n" * 40)
+    text = read_text(DATA / "tiny_shakespeare.txt.xz")
+    (tmp_path / "opening.txt").write_text(text[:12_000] + "".join(sorted(set(text))))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     assert cli.main(shortened(["train"], 0)) == 0  # stands for `make train`
     for number, words in enumerate(words for words in OURS if not NOT_HERE & set(words)):
