@@ -28,30 +28,30 @@ else:
 Weights = Literal["float32", "bfloat16", "int8"]
 """How the matrices of a model are kept for decoding."""
 COPYING = "selective_copying"
-"""The data.corpus that is no text: `lm.corpora.copying`."""
+"""The value of data.corpus that is a synthetic task (`lm.corpora.copying`) instead of a text."""
 
 
 @dataclass
 class CopyingOptions:
-    """The problems of data.corpus selective_copying; each fills data.context."""
+    """The task selective_copying, whose problems are data.context characters long."""
 
     tokens: Count = 16
-    """selective_copying: characters to remember, and to repeat at the end"""
+    """selective_copying: characters to remember and to repeat at the end"""
     vocabulary: Count = 16
-    """selective_copying: characters in all, the noise and the mark of an answer included"""
+    """selective_copying: different characters, including the noise and the mark where the answer starts"""
 
 
 @dataclass
 class DataConfig:
-    """What is trained on."""
+    """The training data and its batches."""
 
     corpus: str = "tiny_shakespeare"
     """tiny_shakespeare, shakespeare, a text file, folder or glob, or the id of a data set on the Hub; or the synthetic
     task selective_copying"""
     context: Count = 128
-    """characters that a training sequence has, and a window of the windowed validation loss"""
+    """characters in a training sequence, and in a window of the windowed validation loss"""
     batch_size: Annotated[int, Range(least=1, most=2**20)] = 12
-    """sequences in one optimiser step, over all devices"""
+    """sequences in one optimiser step, on all devices together"""
     sampling: Literal["windows", "streams"] = "windows"
     """random windows from a zero state, or contiguous streams whose state is carried from batch to batch"""
     column: str = "text"
@@ -72,14 +72,14 @@ class MixerOptions:
     """all but attention and s4d: hidden channels as a multiple of the width (default 2)"""
     convolution: Annotated[int, Range(least=0, most=1000)] | None = None
     """mingru, minlstm, mamba: size of the causal convolution before the cell, 0 for none (default 4)"""
-    gate_bias: float | None = None
+    gate_bias: Annotated[float, Range(least=-1000, most=1000)] | None = None
     """mingru, minlstm, gru, lstm: initial bias of the gates towards keeping the past (default 0; lstm: 1)"""
     d_state: Annotated[int, Range(least=1, most=2**16)] | None = None
-    """mamba, s4d: numbers of state that each channel has (default 16; s4d: 64)"""
+    """mamba, s4d: size of the state of each channel (default 16; s4d: 64)"""
     heads: Count | None = None
     """attention: number of heads (default: width / 32)"""
     window: Count | None = None
-    """attention: how far back it sees, which is also the length of its cache (default: data.context)"""
+    """attention: how many characters it sees, which is also the length of its cache (default: data.context)"""
 
 
 @dataclass
@@ -99,7 +99,7 @@ class ModelConfig:
     mlp_expansion: Annotated[float, Range(above=0, most=100)] = 4.0
     """hidden channels of the MLP as a multiple of the width (swiglu takes two thirds of it: equal parameters)"""
     dropout: Fraction = 0.0
-    """dropout on the embedding and on what each mixer and MLP adds"""
+    """dropout on the embedding and on the output of each mixer and MLP"""
     compile: bool = False
     """torch.compile the whole model; needs a C++ compiler, and about a minute at the start"""
 
@@ -111,7 +111,7 @@ class OptimConfig:
     name: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for all"""
     lr: Annotated[float, Range(above=0, most=1000)] | None = None
-    """peak learning rate of AdamW (default: 0.01 for what it has beside Muon, 0.002 for all)"""
+    """peak learning rate of AdamW (default: 0.01 beside Muon, 0.002 for all parameters)"""
     muon_lr: Annotated[float, Range(above=0, most=1000)] = 0.02
     """peak learning rate of Muon"""
     weight_decay: NonNegative = 0.1
@@ -125,7 +125,7 @@ class OptimConfig:
     warmup_steps: Natural = 50
     """steps of linear warm-up"""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """how the rate falls over the budget; constant: flat, then linear over the last `decay` of it"""
+    """how the learning rate falls over the budget; constant: flat, then linear over the last `decay` of the budget"""
     decay: Share = 0.2
     """share of the budget over which the constant schedule decays at the end"""
     final_lr: Share = 0.0
@@ -136,16 +136,16 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    """How long, and on what, to train."""
+    """The budget of the training, its precision and devices."""
 
     max_steps: Count | None = None
-    """stop after so many optimiser steps: such a run is reproducible to the bit on a CPU"""
+    """stop after this many optimiser steps; on a CPU such a run is reproducible to the bit"""
     max_minutes: Positive | None = None
-    """stop after so many minutes of training, validation excluded (default: 2); the schedule follows the clock"""
+    """stop after this many minutes of training, without validation (default: 2); the schedule follows the clock"""
     precision: Literal["auto", 32, "bf16-mixed", "16-mixed"] = "auto"
     """auto: bf16-mixed on a GPU that has it, else 32"""
     accumulate: Count = 1
-    """cut each batch into so many parts and add up their gradients"""
+    """cut each batch into this many parts and add up their gradients"""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """where to train"""
     devices: Count = 1
@@ -158,28 +158,28 @@ class TrainerConfig:
 
 @dataclass
 class EvalConfig:
-    """What happens at a validation."""
+    """Validation."""
 
     every: Count = 250
     """steps between validations; each also writes a sample and a checkpoint"""
     sample_chars: Natural = 240
-    """length of the sample written at each validation; 0 for none"""
+    """characters of the sample written at each validation; 0 for none"""
     prompt: FreeText = "\n"
-    """what the sample continues"""
+    """text that the sample continues"""
 
 
 @dataclass
 class LogConfig:
-    """Where metrics go."""
+    """Logging."""
 
     every: Count = 10
     """steps between rows of metrics.csv"""
     wandb: Literal["disabled", "offline", "online"] = "offline"
     """Weights & Biases; offline writes into the run folder only, for `wandb sync` or `wandb leet` later"""
     project: str = "char-lm"
-    """project that the run belongs to at Weights & Biases"""
+    """project of the run at Weights & Biases"""
     group: str | None = None
-    """group that the run belongs to at Weights & Biases (default: the mixer)"""
+    """group of the run at Weights & Biases (default: the mixer)"""
 
 
 @dataclass
@@ -201,7 +201,7 @@ class Config:
 
     @property
     def mixer_name(self) -> str:
-        """The mixers in short: `mingru`, or `mingru+attention` for a hybrid."""
+        """The names of the mixers: `mingru`, or `mingru+attention` for a hybrid."""
         mixer = self.model.mixer
         return mixer if isinstance(mixer, str) else "+".join(dict.fromkeys(mixer))
 
@@ -216,7 +216,7 @@ class Config:
             setattr(functools.reduce(getattr, sections, self), name, value)
 
     def to_yaml(self) -> str:
-        """The file that `--config` reads."""
+        """The text of a file for `--config`."""
         return write_yaml({"version": VERSION} | asdict(self))
 
 

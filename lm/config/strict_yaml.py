@@ -1,4 +1,4 @@
-"""YAML as plain data: the safe subset that configurations need, refused beyond it."""
+"""YAML for configurations: plain data only, without anchors, tags and deep nesting."""
 
 import re
 from typing import Any
@@ -8,15 +8,15 @@ import yaml
 from lm.files import UserError, shorten
 
 LARGEST = 2**20
-"""Characters of a configuration."""
+"""Largest number of characters in a configuration."""
 
 
 def read_yaml(text: str) -> Any:
-    """YAML as plain data, of a few kilobytes.
+    """Parse YAML into plain data.
 
     Raises:
-        UserError: it is not YAML, or has what no configuration needs and a malicious one thrives on: anchors (a few
-            lines of them stand for gigabytes), tags, very deep nesting; or a key twice in a section.
+        UserError: it is not YAML, has a key twice in a section, or has what no configuration needs and an attack could
+            use: anchors (a few lines of them can stand for gigabytes), tags, very deep nesting.
     """
     if len(text) > LARGEST:
         raise UserError(f"{len(text):,} characters; such a file has at most {LARGEST:,}")
@@ -40,7 +40,7 @@ def read_yaml(text: str) -> Any:
 
 
 class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe subset: numbers as Python writes them (1e-3), no dates, every key once."""
+    """Reads numbers as Python writes them (1e-3), dates as text, and every key once."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -68,12 +68,12 @@ _Yaml.add_implicit_resolver(
 
 
 def write_yaml(values: dict[str, Any]) -> str:
-    """YAML that `read_yaml` reads back as it was, keys in their order."""
+    """Write YAML that `read_yaml` reads back as the same values in the same order."""
     return yaml.dump(values, Dumper=_Writer, sort_keys=False, allow_unicode=True)
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes the texts that `_Yaml` would take for something else."""
+    """Quotes texts that `_Yaml` would read as another type."""
 
 
 _Writer.yaml_implicit_resolvers = _Yaml.yaml_implicit_resolvers
