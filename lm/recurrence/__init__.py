@@ -14,7 +14,7 @@ Sequences are (B, T, D), states (B, D). `h` has the type of the input. The state
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -39,20 +39,17 @@ def kernels(x: Tensor, native: ModuleType = cpu) -> ModuleType:
     backend = os.environ.get("LM_BACKEND", "auto")
     if backend not in BACKENDS:
         raise ValueError(f"LM_BACKEND is {backend!r}; it can be {', '.join(BACKENDS)}")
-    if backend == "portable":
-        return portable
     try:
-        if backend == "triton" or x.device.type == "cuda":
+        if backend == "triton" or (backend != "portable" and x.device.type == "cuda"):
             return importlib.import_module("lm.recurrence.cuda")  # imports Triton
-        if x.device.type != "cpu" or x.dtype not in cpu.TYPES:
-            return portable
-        native.library()
+        if backend != "portable" and x.device.type == "cpu" and x.dtype in cpu.TYPES:
+            native.library()
+            return native
     except (BuildError, ImportError) as error:
         if backend != "auto":
             raise
         warn_once(str(error))
-        return portable
-    return native
+    return portable
 
 
 def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -68,8 +65,9 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None) -> tuple[Tensor,
     if a.shape != b.shape:
         raise ValueError(f"linear_scan needs a and b of one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
     _check("linear_scan", b, b.shape[-1], h0)
-    wide = torch.promote_types(a.dtype, b.dtype)
-    return _linear(a.to(wide), b.to(wide), _state(b, h0))
+    common = torch.promote_types(a.dtype, b.dtype)
+    a, b = a.to(common), b.to(common)
+    return _linear(a, b, _state(b, h0))
 
 
 def mingru_scan(projection: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -204,7 +202,7 @@ def _(a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
 _differentiate(_linear, _linear_backward)
 
 
-def _define_cell(name: str, kind: Kind) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+def _define_cell(name: str, kind: Kind) -> CustomOpDef:
     """Register the scan of a cell, minGRU or minLSTM."""
 
     @torch.library.custom_op(f"lm::{name}", mutates_args=())

@@ -339,12 +339,8 @@ def _scan(
 ) -> Tensor:
     """Scan from the state `first` (B, D); returns the state after the last step, in float32.
 
-    Args:
-        kernel: `_forward` or `_backward`.
-        inputs: how many streams it reads in the scan itself.
-        arguments: what it is given for the scan itself.
-        summary: what it is given for the sums of the chunks before that.
-        like: has the shape (B, T, D) and the type of the streams.
+    The kernel gets `arguments` for the scan itself, in which it reads so many input streams, and `summary` for the sums
+    of the chunks before that. `like` has the streams' shape (B, T, D) and type.
     """
     B, T, D = like.shape
     last = like.new_empty((B, D), dtype=torch.float32)

@@ -140,6 +140,17 @@ def test_nan_in_a_stays_in_the_gradients(backend, threads, T):
     assert grad_b[0, :, 1:].isfinite().all() and grad_h0[0].isfinite().tolist() == [False] + [True] * 259
 
 
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float64])
+def test_a_and_b_are_brought_to_their_common_type(backend, other):
+    a, b, h0 = inputs_of("linear_scan", 2, 9, 4)
+    with torch.no_grad():
+        a, b = a.to(other).requires_grad_(), b.requires_grad_()
+    wide = torch.promote_types(other, torch.float32)
+    got = outputs_of(recurrence.linear_scan, [a, b, h0])
+    assert [x.dtype for x in got] == [wide, wide, other, torch.float32, torch.float32]
+    assert_close(got, loop("linear_scan", [a, b, h0]), TOLERANCE[torch.bfloat16] if other == torch.bfloat16 else 1e-6)
+
+
 # ---------------------------------------------------------------- memory layouts
 
 
