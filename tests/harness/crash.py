@@ -1,7 +1,7 @@
 """Kill trainings with -9 and compare what they come to with one that nobody disturbed, to the bit.
 
     python -m tests.harness.crash --kills 30               at random moments
-    python -m tests.harness.crash --kills 0 --calls all    at every call that changes what is on the disk, before and after it
+    python -m tests.harness.crash --kills 0 --calls all    before and after every call that changes the disk
 
 A kill lands anywhere in the life of the process: start-up, the first build of the kernels, steps, validation, the
 writing of files. Then the command is given again (`--resume`, or the first one where there is no run yet), and killed
