@@ -49,7 +49,7 @@ function mainTrace(line, name, { x, y }, faint) {
     opacity: faint ? 0.4 : 1,
     showlegend: !faint,
     hovertemplate: faint ? "%{y:.4f} training" : `%{y:${columnFormat(name)}}`,
-    line: { color, width: faint ? 1.2 : 2, dash: dashes(line.look) || "solid" },
+    line: { color, width: faint ? 1.2 : 2, dash: dashes(line.look, 2) || "solid" },
     marker: { symbol: line.look.symbol, size: 6, color },
   };
 }

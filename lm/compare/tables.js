@@ -37,7 +37,7 @@ function swatch(look) {
     d: "M1 6H27",
     stroke: colour(look),
     "stroke-width": 2,
-    "stroke-dasharray": dashes(look),
+    "stroke-dasharray": dashes(look, 1),
     fill: "none",
   };
   const marker = { d: SHAPES[look.symbol], fill: colour(look) };
@@ -54,7 +54,7 @@ const colour = (look) => {
   const all = dark() ? data.looks.dark : data.looks.light;
   return all[look.colour % all.length];
 };
-const dashes = (look) => look.dash.map((length) => `${2 * length}px`).join();
+const dashes = (look, width) => look.dash.map((length) => `${length * width}px`).join();
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const escaped = (text) => text.slice(0, 60).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const faded = (hex, alpha) =>
