@@ -175,6 +175,34 @@ def test_state_is_a_tuple_of_batch_first_real_tensors(case):
         assert all(t.shape[0] == BATCH and not t.is_complex() for t in s)
 
 
+@every_mixer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_half_precision(case, dtype):
+    """Outputs have the type of the weights, as have a convolution's inputs, keys and values; other states float32."""
+    name, options = CASES[case]
+    expected = [torch.float32] * (2 if name.startswith("lstm") else 1)
+    expected += [dtype] if name in ("mingru", "minlstm", "mamba") and options.get("convolution", 4) else []
+    expected = [dtype, dtype, torch.int64] if name == "attention" else expected
+    mixer, x = make(case).to(dtype), torch.randn(BATCH, 5, WIDTH).to(dtype)
+    with torch.no_grad():
+        y, last = mixer(x)
+        y_folded, folded = fold(mixer, x, mixer.init_state(BATCH))
+    assert y.dtype == y_folded.dtype == dtype
+    assert_near(y_folded, y, torch.bfloat16)
+    for state in (mixer.init_state(BATCH), last, folded):
+        assert [part.dtype for part in state] == expected
+
+
+@every_mixer
+def test_torchs_default_device_is_not_that_of_the_states(case):
+    mixer, x = make(case), torch.randn(BATCH, 60, WIDTH)
+    with torch.no_grad(), torch.device("meta"):
+        state = mixer.init_state(BATCH)
+        y, last = mixer(x)
+        y_t, after = mixer.step(x[:, 0], state)
+    assert {t.device.type for t in (y, y_t, *state, *last, *after)} == {"cpu"}
+
+
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("width", (2, 6, 130))
 def test_any_even_width_with_defaults_alone(name, width):
