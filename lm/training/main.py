@@ -175,7 +175,7 @@ def announce(config: Config, corpus: "Corpus | Copying", parameters: int, traine
     print_status(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
     print_status(f"corpus   {config.data.corpus}: {corpus}")
     print_status(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
-    print_status(f"device   {trainer.num_devices} x {kind}, precision {trainer.precision}")
+    print_status(f"device   {trainer.num_devices * trainer.num_nodes} x {kind}, precision {trainer.precision}")
     print_status(f"budget   {budget}")
     print_status(f"run      {run.path}")
 

@@ -12,7 +12,7 @@ from lm import load
 from lm.files import UserError
 from lm.runs.checkpoint import read_checkpoint
 from lm.runs.export import card, export
-from lm.runs.load import FORMAT
+from lm.runs.load import FORMAT, digest_of
 from tests import commands
 
 
@@ -131,6 +131,28 @@ def test_what_does_not_fit_is_refused(exported):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="damaged"):
         load(exported)
+
+
+def test_the_checksum_of_the_weights(run, exported, tmp_path):
+    """A flipped bit is noticed; exports without a checksum are of older versions."""
+    path = exported / "model.safetensors"
+    weights = {name: weight.clone() for name, weight in load_file(path).items()}
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["about"])
+    assert about["sha256"] == digest_of(weights) and about["sha256"] in (exported / "README.md").read_text()
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="its weights do not have the checksum that was written with them") as error:
+        load(exported)
+    assert "model.safetensors: damaged" in str(error.value)
+    assert commands.generate([str(exported)]) == 2
+    del about["sha256"]
+    save_file(weights, path, metadata | {"about": json.dumps(about)})
+    assert same(load(exported), load(run))
+    export(exported, tmp_path / "again", weights="bfloat16")
+    assert load(tmp_path / "again")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.json"])

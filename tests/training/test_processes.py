@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,12 +11,37 @@ from pathlib import Path
 import pytest
 
 from lm.runs.folder import Run
+from lm.training.processes import is_first_process
 from tests.commands import ROOT
+from tests.conftest import SMALL
 from tests.harness.crash import metrics
 from tests.training.conftest import start, wait_for_step
 
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ("", True),
+        ("LOCAL_RANK=0 NODE_RANK=0", True),  # Lightning's own launcher
+        ("LOCAL_RANK=1 NODE_RANK=0", False),
+        ("NODE_RANK=1", False),
+        ("LOCAL_RANK=0 NODE_RANK=1", False),
+        ("RANK=0 LOCAL_RANK=0 GROUP_RANK=0", True),  # torchrun
+        ("RANK=1 LOCAL_RANK=1 GROUP_RANK=0", False),
+        ("RANK=1 LOCAL_RANK=0 GROUP_RANK=1", False),
+        ("RANK=2 LOCAL_RANK=0 GROUP_RANK=1", False),
+    ],
+)
+def test_only_global_rank_0_is_the_first_process(environment, first, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for setting in environment.split():
+        monkeypatch.setenv(*setting.split("="))
+    assert is_first_process() == first
+
+
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-LOSSES = ("train/loss", "val/loss", "val/loss_streaming", "grad_norm")
+LOSSES = ("train/loss", "val/loss", "val/loss_streaming", "val/accuracy", "grad_norm")
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
@@ -62,6 +88,74 @@ def test_two_processes_have_the_losses_of_one(run_train, tmp_path, corpus):
     options = ("--trainer.max_steps", "12", "--eval.every", "6", "--log.every", "2")
     screen = finish(start("two", tmp_path, corpus, *options, *TWO))
     assert "device   2 x cpu" in screen and screen.count("finished after 12 steps") == 1
+    assert_same_losses(tmp_path / "two", run_train("one", *options))
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus.txt", "one", "two"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    ["--data.context 109", "--data.corpus selective_copying --data.copying.tokens 4"],
+    ids=["text", "copying"],
+)
+def test_more_devices_than_pieces_of_validation(run_train, tmp_path, corpus, options):
+    """1,199 characters in 11 windows of 109, or 512 short problems, are a single piece, which one device reads."""
+    options = ("--trainer.max_steps", "4", "--eval.every", "2", "--log.every", "2", *options.split())
+    finish(start("two", tmp_path, corpus, *options, *TWO))
+    assert_same_losses(tmp_path / "two", run_train("one", *options))
+
+
+NAN_ON_ONE_RANK = """
+import os, signal, sys
+from lm.cli import main
+from lm.training.task import Task
+
+step = Task.training_step
+
+def broken(self, batch, batch_idx):
+    if self.global_step == 12:
+        if self.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)  # both must stop after this step, and save
+        return step(self, batch, batch_idx) * (float("nan") if self.global_rank == 1 else 1.0)
+    return step(self, batch, batch_idx)
+
+Task.training_step = broken
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_on_one_device_stops_both(tmp_path, corpus):
+    """One alone would leave, and the other wait for it in the checkpoint, for ever."""
+    (tmp_path / "program.py").write_text(NAN_ON_ONE_RANK)
+    options = ("--trainer.max_steps", "40", "--eval.every", "10", "--log.every", "10")
+    argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", "broken", *options, *TWO]
+    words, environment = [sys.executable, str(tmp_path / "program.py"), *argv], os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert "stopped: the training loss is nan at step 13" in finish(process, 1)
+    assert Run(tmp_path / "broken").summary()["status"] == "diverged"
+    assert Run(tmp_path / "broken").newest_checkpoint().step == 10
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_nodes(run_train, tmp_path, corpus):
+    """Two nodes of one device each, both on this machine."""
+    options = ("--trainer.max_steps", "6", "--eval.every", "3", "--log.every", "2")
+    argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", "two", *options]
+    argv += ["--trainer.num_nodes", "2", "--trainer.strategy", "ddp"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    torchrun += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, "--node_rank", str(node), "train.py", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for node in range(2)
+    ]
+    first, second = (finish(node) for node in nodes)
+    assert "finished after 6 steps" in first and "exists already" not in second and "model  " not in second
     assert_same_losses(tmp_path / "two", run_train("one", *options))
     assert {path.name for path in tmp_path.iterdir()} == {"corpus.txt", "one", "two"}
 

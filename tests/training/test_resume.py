@@ -99,3 +99,11 @@ def test_two_trainers_of_one_run(cut, capsys):
     assert reader.read()[0].status == "stopped"
     assert cut.comes_to_the_same_end()
     assert reader.read()[0].status == "finished"
+
+
+def test_changed_options_are_checked_together_with_those_of_the_run(run_train):
+    """A batch of 10 can be cut into 5 parts, though the default of 12 cannot."""
+    run = run_train("a", "--data.batch_size", "10", "--trainer.max_steps", "2")
+    argv = ["--resume", str(run), "--trainer.max_steps", "4", "--trainer.accumulate", "5", "--allow_changes"]
+    assert train(argv) == 0
+    assert Run(run).config().trainer.accumulate == 5 and rows(run)[-1]["step"] == 4
