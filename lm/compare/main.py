@@ -87,7 +87,8 @@ def show(reader: Reader, options: Options) -> int:
 
 def report(groups: list[table.Group], target: float | None, options: Options) -> list[str]:
     """The tables for the terminal, and the curves of --text."""
-    lines = [*terminal.results(groups), ""]
+    sentence = table.at_equal_seconds(groups, options.metric)
+    lines = [*([sentence, ""] if sentence else []), *terminal.results(groups), ""]
     if target is None:
         lines.append("no validation yet")
     else:

@@ -186,6 +186,28 @@ def arrivals(groups: list[Group], metric: str, target: float) -> list[Arrival]:
     return sorted(result, key=lambda a: a.at["step"].mean if a.reached else math.inf)
 
 
+def at_equal_seconds(groups: list[Group], metric: str) -> str:
+    """One sentence: the mean over seeds of each group's lowest loss within the training time that all runs have had.
+
+    The time is that of the run that was validated last the earliest, and 2 % more: a clock budget ends at a whole step.
+    Empty for fewer than two groups, or where a run has no validation by then.
+    """
+    runs = {id(run): run.validations(metric) for item in groups for run in item.runs}
+    if len(groups) < 2 or not all(runs.values()):
+        return ""
+    seconds = min(rows[-1].get("train_seconds", NAN) for rows in runs.values())
+    means = {}
+    for item in groups:
+        within = [
+            [r[metric] for r in runs[id(run)] if r.get("train_seconds", NAN) <= 1.02 * seconds] for run in item.runs
+        ]
+        if not all(within):
+            return ""
+        means[item.label] = statistics.fmean(map(min, within))
+    ranks = sorted(means.items(), key=lambda pair: pair[1])
+    return f"{metric} after {short(seconds)} s of training: " + ", ".join(f"{name} {loss(m)}" for name, m in ranks)
+
+
 def headline(found: list[Arrival], target: float) -> str:
     """One sentence that compares the fastest group with the slowest; empty where fewer than two reached the target."""
     there = [arrival for arrival in found if arrival.reached == len(arrival.group.runs)]
