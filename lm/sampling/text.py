@@ -22,9 +22,9 @@ class Piece(NamedTuple):
     text: str
     log_probabilities: list[float]
     """of the characters of `text`, if they were asked for"""
-    finish: str = ""
+    finish: str
     """why the sample ends here: length, stop or interrupted; empty where it continues"""
-    position: Position | None = None
+    position: Position | None
     """where the sample ends, after the stop string and any text that was held back for one"""
 
 

@@ -58,7 +58,7 @@ class TextWriter:
         self.output, self.prompt, self.current = output, prompt, 0
         self.waiting: list[list[str]] = [[] for _ in range(samples)]
         self.ended = [False] * samples
-        output.write(prompt, flush=True)
+        output.write(prompt)
 
     def __call__(self, piece: "Piece") -> None:
         """Write a piece, or keep it until its sample's turn."""

@@ -1,10 +1,13 @@
 """State files: going on as if never interrupted, for every mixer; what is refused."""
 
 import hashlib
+import json
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lm.config.options import ModelConfig
@@ -52,8 +55,36 @@ def test_the_hash_tells_models_apart():
         model.blocks[0].mlp.up.weight[3, 4] += 1e-6
     hashes.append(state.fingerprint(model, TOKENIZER.characters, config))
     assert len(set(hashes)) == 4
-    trained_otherwise = ModelConfig(width=32, layers=2, dropout=0.3)
+    trained_otherwise = ModelConfig(width=32, layers=2, dropout=0.3, compile=True)
     assert state.fingerprint(model, TOKENIZER.characters, trained_otherwise) == hashes[-1]
+
+
+def described(tensors):
+    """Names, types, shapes and content of tensors, in the order of the names."""
+    return b"".join(
+        f"{name} {x.dtype} {tuple(x.shape)}".encode() + x.numpy().tobytes() for name, x in sorted(tensors.items())
+    )
+
+
+def test_the_hash_of_a_model_and_the_content_of_a_file(saved):
+    """As version 1 defines them: other programs may read a state."""
+    path, model = saved
+    config = ModelConfig(width=32, layers=2)
+    options = {name: value for name, value in asdict(config).items() if name not in ("dropout", "compile")}
+    words = json.dumps([options, "AB"], sort_keys=True).encode()
+    expected = hashlib.sha256(words + described(model.state_dict())).hexdigest()
+    assert state.fingerprint(model, "AB", config) == expected
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors, position = load_file(path), read(model, TOKENIZER.encode("ABC"))
+    content = hashlib.sha256(str(2**64 - 1).encode() + described(tensors)).hexdigest()
+    expected = {"format": "char-lm state", "version": "1", "model": HASH, "seed": str(2**64 - 1), "sha256": content}
+    assert metadata == expected
+    assert tensors["drawn"].tolist() == [0, 0] and tensors["logits"].shape == (2, 30)
+    for layer, parts in enumerate(position.state):
+        for part, tensor in enumerate(parts):
+            assert torch.equal(tensors.pop(f"{layer}.{part}"), torch.cat([tensor] * 2))
+    assert set(tensors) == {"drawn", "logits"}
 
 
 def refused(path, model, message, model_hash=HASH):

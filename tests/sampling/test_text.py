@@ -1,6 +1,7 @@
 """Texts, stop strings and `generate`."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -123,8 +124,16 @@ def test_text_appears_at_once(model, compiler):
     (pieces,) = pieces_of(model, 3000)
     assert len(pieces[0].text) == 1
     assert len(pieces) < 1500
-    (slow,) = pieces_of(make("gru"), 50)
-    assert [len(piece.text) for piece in slow] == [1] * 50
+    (plain,) = pieces_of(make("gru"), 50)
+    assert [len(piece.text) for piece in plain] == [1] * 50
+
+    class Slow(Packed):
+        def write(self, *arguments):
+            time.sleep(0.02)
+            return super().write(*arguments)
+
+    (slow,) = pieces_of(Slow(make()), 20)
+    assert [len(piece.text) for piece in slow] == [1] * 20
 
 
 def test_log_probabilities_are_of_each_character(model):
@@ -204,7 +213,7 @@ def test_each_option_of_generate_equals_recomputation(model, options):
 
 
 def test_generate_yields_characters_and_its_defaults_are_a_thousand(model):
-    letters = list(generate(model, TOKENIZER, "A"))
+    assert list(generate(model, TOKENIZER)) == (letters := list(generate(model, TOKENIZER, "A")))
     assert len(letters) == 1000 and all(len(letter) == 1 for letter in letters)
     assert list(generate(model, TOKENIZER, "A", 0)) == []
     assert len(list(itertools.islice(generate(model, TOKENIZER, "A", None), 1200))) == 1200

@@ -16,7 +16,7 @@ from lm.sampling.writers import JsonWriter, Output, TextWriter
 
 
 def piece(sample: int, text: str, finish: str = "", logs: list[float] | None = None) -> Piece:
-    return Piece(sample, text, logs or [], finish)
+    return Piece(sample, text, logs or [], finish, None)
 
 
 def written(capsys, prompt: str, samples: int, *pieces: Piece) -> str:
