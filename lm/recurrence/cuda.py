@@ -41,41 +41,41 @@ selective_forward, selective_backward = portable.selective_forward, portable.sel
 
 
 @triton.jit
-def _fade(x):
-    """e^-|x|, which cannot overflow. The power of two is the hardware's own, one instruction."""
+def _exp_minus_abs(x):
+    """exp(-|x|), which cannot overflow. exp2 is one instruction."""
     return tl.exp2(tl.abs(x) * -1.4426950408889634)
 
 
 @triton.jit
 def _sigmoid(x):
-    e = _fade(x)
+    e = _exp_minus_abs(x)
     return tl.where(x >= 0, 1.0, e) / (1 + e)
 
 
 @triton.jit
 def _g(c):
-    """The candidate's activation and its slope. Both sides of zero are finite on either side."""
-    e = _fade(c)
+    """The candidate's activation and its derivative. Both branches of `where` are finite everywhere."""
+    e = _exp_minus_abs(c)
     share = 1 / (1 + e)
     return tl.where(c >= 0, c + 0.5, e * share), tl.where(c >= 0, 1.0, e * share * share)
 
 
 @triton.jit
-def _shares(x, KIND: tl.constexpr):
-    """a = sigmoid(-k) and z = sigmoid(k) from the gate logits, without a difference: both are right to the last digits.
+def _gates(x, KIND: tl.constexpr):
+    """a = sigmoid(-k) and z = sigmoid(k) from the gate logits. Nothing is subtracted, so that neither loses digits.
 
-    Past and new are weighed against the heavier of them. minGRU weighs 1 : e^k. minLSTM weighs sigmoid(f) : sigmoid(i),
-    where sigmoid(f) = e^min(f, 0) / (1 + e^-|f|).
+    Both are a weight over the sum of the two weights, scaled so that the larger one does not overflow: 1 and e^k in
+    minGRU, sigmoid(f) and sigmoid(i) in minLSTM, where sigmoid(f) = e^min(f, 0) / (1 + e^-|f|).
     """
     if KIND == MINGRU:
         odds = -x[0].to(tl.float32)
     else:
         f, i = x[0].to(tl.float32), x[1].to(tl.float32)
         odds = tl.minimum(f, 0.0) - tl.minimum(i, 0.0)
-    e = _fade(odds)
+    e = _exp_minus_abs(odds)
     past, new = tl.where(odds >= 0, 1.0, e), tl.where(odds >= 0, e, 1.0)
     if KIND == MINLSTM:
-        past, new = past * (1 + _fade(i)), new * (1 + _fade(f))
+        past, new = past * (1 + _exp_minus_abs(i)), new * (1 + _exp_minus_abs(f))
     share = 1 / (past + new)
     return past * share, new * share
 
@@ -86,7 +86,7 @@ def _decay(x, KIND: tl.constexpr):
     if KIND == LINEAR:
         return x[0].to(tl.float32)
     else:
-        a, _ = _shares(x, KIND)
+        a, _ = _gates(x, KIND)
         return a
 
 
@@ -96,18 +96,18 @@ def _coefficients(x, KIND: tl.constexpr):
     if KIND == LINEAR:
         return x[0].to(tl.float32), x[1].to(tl.float32)
     else:
-        a, z = _shares(x, KIND)
+        a, z = _gates(x, KIND)
         candidate, _ = _g(x[KIND].to(tl.float32))
         return a, z * candidate
 
 
 @triton.jit
 def _gradients(x, s, before, KIND: tl.constexpr):
-    """a_t, and the gradients of all inputs, from the gradient s that reaches h_t and the state h_{t-1} before."""
+    """a_t, and the gradients of all inputs, from the whole gradient s of h_t and from the state h_{t-1}."""
     if KIND == LINEAR:
         return x[0].to(tl.float32), (s * before, s)
     else:
-        a, z = _shares(x, KIND)
+        a, z = _gates(x, KIND)
         candidate, slope = _g(x[KIND].to(tl.float32))
         grad_k = s * (candidate - before) * z * a
         if KIND == MINGRU:
@@ -203,7 +203,7 @@ def _forward(
             growth = tl.where(inside, a * growth, growth)
             _store(h, t, u, (state,), inside, 1)
         rows = ahead
-    _leave(state, growth, end, product, slot, batch * D + d, stop == T, live)
+    _finish(state, growth, end, product, slot, batch * D + d, stop == T, live)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "length"])
@@ -255,11 +255,11 @@ def _backward(
             state = tl.where(inside, a * s, state)
         x_rows, h_rows = x_ahead, h_ahead
         left, h_left = left - STEPS, h_left - STEPS
-    _leave(state, growth, end, product, slot, batch * D + d, stop == T, live)
+    _finish(state, growth, end, product, slot, batch * D + d, stop == T, live)
 
 
 @triton.jit
-def _leave(state, growth, end, product, slot, last, is_last, live):
+def _finish(state, growth, end, product, slot, last, is_last, live):
     """Store the result of a scan: of every chunk its last state and product, or of the last chunk its state alone."""
     if product is None:
         if is_last:
