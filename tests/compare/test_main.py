@@ -16,7 +16,7 @@ from lm.compare.page import embed, encode, payload
 from lm.compare.runs import MARKS, read_run
 from lm.runs.metrics import HEADER
 from tests.commands import compare
-from tests.fake_runs import fake_run, run_of
+from tests.fake_runs import empty_run, fake_run, run_of
 
 
 def test_losses_that_are_not_numbers_are_reported_and_never_best(tmp_path, capsys):
@@ -46,6 +46,15 @@ def test_folders_without_a_run_are_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert compare([str(tmp_path / "*")]) == 0
     assert f"no run in {tmp_path}/empty" in capsys.readouterr().err
+
+
+def test_only_twenty_notes_are_printed(tmp_path, capsys):
+    for i in range(23):
+        (empty_run(tmp_path, f"run-{i}", seed=i) / "metrics.csv").write_text(HEADER + "x\n")
+    assert compare([str(tmp_path)]) == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 21 and notes[0].endswith("damaged rows of metrics.csv left out")
+    assert notes[-1] == "note: and 3 more"
 
 
 def test_two_hundred_runs(tmp_path, capsys):
@@ -85,12 +94,13 @@ def test_nothing_in_a_folder_can_break_the_comparison(tmp_path_factory, pieces):
 
 def test_names_cannot_reach_the_terminal_or_the_spreadsheet(tmp_path, capsys):
     fake_run(tmp_path, "\x1b[2J=1+1\n", rows=20)
-    fake_run(tmp_path, "=cmd()", rows=20, model={"width": 64})
+    for sign in "=+-@":
+        fake_run(tmp_path, f"{sign}cmd()", rows=20, model={"width": ord(sign)})
     assert compare([str(tmp_path)]) == 0
     assert "\x1b" not in capsys.readouterr().out
     assert compare([str(tmp_path), "--csv", "-"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert rows[1]["name"] == "'=cmd()"
+    assert [row["name"] for row in rows[1:]] == ["'+cmd()", "'-cmd()", "'=cmd()", "'@cmd()"]
     assert float(rows[1]["val/loss"]) > 1
 
 

@@ -40,6 +40,7 @@ def test_long_runs_and_long_samples_are_thinned_for_the_page(tmp_path):
     steps, losses = unpack(thinned["train"]["step"]), unpack(thinned["train"]["train/loss"])
     assert len(steps) == 1000 and steps[-1] == 9999
     assert losses[0] == sum(range(10)) / 10 and steps[0] == 9
+    assert len(unpack(encode(run, 10**6)["train"]["step"])) == 200
     assert len(whole["samples"]) == 500 and len(thinned["samples"]) <= 10
     assert [thinned["samples"][i][0] for i in (0, -1)] == [0, 499]
 

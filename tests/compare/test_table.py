@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,40 @@ def test_time_to_target_of_a_group_counts_the_seeds_that_reached_it(tmp_path, ca
     step = {"mean": 200, "spread": pytest.approx(100 * math.sqrt(2)), "times_faster": 4}
     assert first["to_target"]["step"] == step
     assert first["to_target"]["chars"]["mean"] == 20_000 and first["to_target"]["train_seconds"]["mean"] == 100
+
+
+def data(name: str, *rows: dict[str, float]) -> table.RunData:
+    return table.RunData(Path(name), name, rows=list(rows))
+
+
+def row(step: float, **values: float) -> dict[str, float]:
+    """A row at this step: ten characters a step, and fewer seconds and FLOPs the more steps."""
+    return {
+        "step": step,
+        "chars": 10 * step,
+        "train_seconds": 1000 / step,
+        "flops": 1000 / step,
+        "val/loss": 1.0,
+    } | values
+
+
+def test_arrivals_are_sorted_by_steps_and_those_without_any_come_last():
+    never = data("never", row(1, **{"val/loss": 9.0}))
+    groups = [table.Group(run.name, [run]) for run in (never, data("late", row(50)), data("soon", row(5)))]
+    assert [arrival.group.label for arrival in table.arrivals(groups, "val/loss", 1.0)] == ["soon", "late", "never"]
+
+
+def test_the_headline_needs_all_seeds_at_the_target():
+    never = data("never", row(1, **{"val/loss": 9.0}))
+    groups = [table.Group("a", [data("a", row(5)), never]), table.Group("b", [data("b", row(10))])]
+    assert table.headline(table.arrivals(groups, "val/loss", 1.0), 1.0) == ""
+    groups.append(table.Group("c", [data("c", row(40))]))
+    assert table.headline(table.arrivals(groups, "val/loss", 1.0), 1.0).startswith("b reaches 1 in 4 times fewer steps")
+
+
+def test_speed_without_a_summary_is_that_of_the_whole_run():
+    run = data("a", row(10), row(20, train_seconds=4.0), {"step": 30, "chars": 300})
+    assert table.speed(run) == 50
 
 
 def test_the_streaming_loss_can_be_the_metric(tmp_path, capsys):

@@ -31,6 +31,13 @@ def test_both_tables_and_the_answer(tmp_path, capsys):
     ]
 
 
+def test_groups_without_a_loss_come_last(tmp_path, capsys):
+    run_of(tmp_path, "a", {100: {"train/loss": 1.0}})
+    run_of(tmp_path, "b", {100: 1.8}, model={"width": 64})
+    assert compare([str(tmp_path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:4]] == ["b", "a"]
+
+
 def test_a_group_that_did_not_reach_the_target(tmp_path, capsys):
     for seed, loss in ((1, 1.5), (2, 1.7)):
         run_of(tmp_path, f"ab-s{seed}", {100: loss}, seed=seed)
