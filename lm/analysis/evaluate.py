@@ -21,16 +21,16 @@ USAGE = "RUN [RUN ...] [--corpus NAME] [--contexts N ...] [--weights int8] [--pn
 
 @dataclass
 class Options:
-    """Losses of runs, in nats per character, on the validation split of their corpus or another text."""
+    """Losses of runs, in nats per character, on the validation split of their corpus or of another."""
 
     runs: Annotated[list[str], POSITIONAL]
     """names or folders of runs, checkpoint files, or exported folders"""
     corpus: str | None = None
-    """score the validation tenth of this one instead of the run's own"""
+    """corpus whose validation split is scored, instead of the run's own"""
     contexts: list[Count] = field(default_factory=list)
     """windows of these lengths instead of the run's own"""
     weights: Weights = "float32"
-    """round them first: bfloat16 or int8, as `char-lm generate` does"""
+    """round the weights to bfloat16 or int8 first, as `char-lm generate` does"""
     png: Output | None = None
     """draw the losses against the context"""
     insert: str | None = None
@@ -38,7 +38,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print the losses of one run or several."""
+    """Print the losses of the runs. Returns the exit code."""
     with inserted(options.insert, "evaluate", command_line("char-lm evaluate", options)):
         losses = {name: _losses(name, options) for name in options.runs}
     if options.png:
@@ -47,7 +47,7 @@ def run(options: Options) -> int:
 
 
 def _losses(run: str, options: Options) -> list[tuple[float, float]]:
-    """Print the losses of a run; returns (context, loss) of those in windows."""
+    """Print the losses of a run. Returns (context, loss) of the windowed ones."""
     from lm.corpora.corpus import load_corpus
     from lm.runs.load import load_with_config
     from lm.sampling.packed import Packed, pack
@@ -55,7 +55,7 @@ def _losses(run: str, options: Options) -> list[tuple[float, float]]:
 
     model, tokenizer, config = load_with_config(run)
     if options.weights != "float32":
-        model = cast(Packed, pack(model, options.weights)).model  # what generate.py computes with, in parallel
+        model = cast(Packed, pack(model, options.weights)).model  # the model with rounded weights
     contexts = options.contexts or [config.data.context]
     if len(options.runs) > 1:
         print(f"{run} ({config.mixer_name}, trained at context {config.data.context})")

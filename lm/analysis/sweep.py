@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lm.compare import main as compare
 from lm.config.command import parse
-from lm.config.fields import Output
+from lm.config.fields import Natural, Output
 from lm.config.resolve import parse as parse_config
 from lm.files import UserError
 from lm.runs.folder import Run
@@ -38,10 +38,10 @@ class Options:
     """configuration files, one for each system"""
     vary: list[str] = field(default_factory=list)
     """an option of `char-lm train` and the values at which to train each system"""
-    seeds: list[int] = field(default_factory=lambda: [1])
+    seeds: list[Natural] = field(default_factory=lambda: [1])
     """seeds of each"""
     runs: str = "runs/sweep"
-    """folder of these runs alone"""
+    """folder for these runs and no others"""
     html: Output | None = None
     """write the comparison's page"""
     png: Output | None = None

@@ -1,4 +1,4 @@
-"""Mixers and models as the benchmarks want them: given options go to those that have them, no weight is zero."""
+"""Mixers and models for the benchmarks: a mixer gets those of the given options that it has; no weight is zero."""
 
 import inspect
 from typing import Any
@@ -12,7 +12,7 @@ from lm.model import LanguageModel
 
 
 def accepted(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that this mixer has."""
+    """The options that this mixer has."""
     known = inspect.signature(MIXERS[name]).parameters
     return {option: value for option, value in options.items() if option in known}
 
@@ -24,7 +24,7 @@ def make_mixer(name: str, width: int, **options: Any) -> Mixer:
 
 
 def make(name: str, width: int, layers: int, vocabulary: int, mlp: str = "relu2", **options: Any) -> LanguageModel:
-    """A model with this mixer, from a fixed seed. Its head is not zero, as in training: the check would be blind."""
+    """A model with this mixer, from a fixed seed. Its head is not zero, as it is in training: all outputs would agree."""
     torch.manual_seed(0)
     mixer_options = MixerOptions(**accepted(name, options))
     config = ModelConfig(mixer=name, width=width, layers=layers, mlp=mlp, options=mixer_options)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""One cell from many hands: h (B, T, D) of a projection (B, T, parts * D), for minGRU (2 parts) and minLSTM (3).
+"""Implementations of one cell: h (B, T, D) of a projection (B, T, parts * D), for minGRU (2 parts) and minLSTM (3).
 
-Others' packages are imported when they are made; one that is missing raises RefusedError with the remedy.
+Packages of others are imported when a contender is made; a missing one raises RefusedError, which says how to install it.
 """
 
 import importlib
@@ -35,12 +35,12 @@ Scan = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody's cell.
+    """An implementation of a cell.
 
     Attributes:
-        make: gives the function, or raises RefusedError.
-        backend: the value of LM_BACKEND to run it under; None for others' code.
-        candidate_first: it reads the projection as [candidate | gate logits ...].
+        make: returns the function, or raises RefusedError.
+        backend: the value of LM_BACKEND to run it under; None for code of others.
+        candidate_first: whether it reads the projection as [candidate | gate logits ...].
     """
 
     make: Callable[[], Cell]
@@ -49,7 +49,7 @@ class Contender:
 
 
 def contenders(kind: str, device: torch.device) -> dict[str, Contender]:
-    """All that can do this cell on this device, by name; ours first."""
+    """All implementations of this cell for this device, by name; ours first."""
     found = {f"ours, {label}": Contender(lambda: SCANS[kind], name) for label, name in backends(device).items()}
     found[YARDSTICK] = Contender(lambda: mingru_pytorch(kind), candidate_first=True)
     if kind == "mingru":
@@ -61,7 +61,7 @@ def contenders(kind: str, device: torch.device) -> dict[str, Contender]:
 
 
 def backends(device: torch.device) -> dict[str, str]:
-    """Our backends for a device: what a table calls them, and their LM_BACKEND. Whoever serves `auto` comes first."""
+    """Our backends for a device: the name in tables, and the value of LM_BACKEND. The one of `auto` comes first."""
     if device.type == "cpu":
         return {"native": "native", "portable": "portable"}
     with backend("auto"):
@@ -95,7 +95,7 @@ def truth(kind: str, grad_h: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def late(module: str, package: str = '"char-lm[bench]"') -> Any:
-    """Import a peer. Raises RefusedError with the remedy."""
+    """Import a package of others. Raises RefusedError, which says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -103,7 +103,7 @@ def late(module: str, package: str = '"char-lm[bench]"') -> Any:
 
 
 def mingru_pytorch(kind: str) -> Cell:
-    """lucidrains' cell itself, its projection taken out; it holds no other weights at expansion 1."""
+    """The cell of lucidrains' package without its projection; it has no other weights at expansion 1."""
     name, projection = {"mingru": ("minGRU", "hidden_and_gate"), "minlstm": ("minLSTM", "hidden_and_f_i_gate")}[kind]
     module = getattr(late(f"minGRU_pytorch.{name}"), name)(1)
     setattr(module, f"to_{projection}", nn.Identity())
@@ -129,7 +129,7 @@ def mambapy() -> Scan:
 
 
 def associative_scan(a: Tensor, b: Tensor) -> Tensor:
-    """torch's own, which takes any associative function."""
+    """The scan of torch, which takes any associative function."""
     from torch._higher_order_ops import associative_scan
 
     def combine(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
