@@ -24,7 +24,7 @@ def make_mixer(name: str, width: int, **options: Any) -> Mixer:
 
 
 def make(name: str, width: int, layers: int, vocabulary: int, mlp: str = "relu2", **options: Any) -> LanguageModel:
-    """A model with this mixer, from a fixed seed. Its head is not zero, as it is in training: all outputs would agree."""
+    """A model with this mixer, from a fixed seed. Its head is not zero as in training, where all outputs agree."""
     torch.manual_seed(0)
     mixer_options = MixerOptions(**accepted(name, options))
     config = ModelConfig(mixer=name, width=width, layers=layers, mlp=mlp, options=mixer_options)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Implementations of one cell: h (B, T, D) of a projection (B, T, parts * D), for minGRU (2 parts) and minLSTM (3).
 
-Packages of others are imported when a contender is made; a missing one raises RefusedError, which says how to install it.
+Packages of others are imported when a contender is made; a missing one raises RefusedError, which says how to install
+it.
 """
 
 import importlib
