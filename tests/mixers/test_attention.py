@@ -100,7 +100,18 @@ def test_state():
     assert initial[2].dtype == torch.int64
 
 
-@pytest.mark.parametrize(("width", "heads"), [(2, 1), (32, 1), (64, 2), (96, 3), (128, 4), (130, 1), (250, 5)])
+@pytest.mark.parametrize("T", [1, 5, 6, 7, 13])
+def test_state_has_a_row_for_each_position_of_the_window(T):
+    mixer, x = make("attention", heads=2, window=6), normal(BATCH, T, WIDTH)
+    _, _, v = heads_of(mixer, x)
+    _, values, position = mixer(x)[1]
+    assert_equal(values, torch.cat([v.new_zeros(BATCH, 6, 2, WIDTH // 2), v], dim=1)[:, -6:])
+    assert position.tolist() == [T] * BATCH
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(2, 1), (32, 1), (64, 2), (96, 3), (104, 2), (128, 4), (130, 1), (250, 5)]
+)
 def test_default_heads(width, heads):
     """About width / 32, so that each has an even number of channels."""
     assert MIXERS["attention"](width).heads == heads
@@ -109,6 +120,8 @@ def test_default_heads(width, heads):
 def test_heads_of_odd_size_are_refused():
     with pytest.raises(ValueError, match="width 12 cannot be cut into 4 heads of even size"):
         MIXERS["attention"](12, heads=4)
+    with pytest.raises(ValueError, match="width 7 cannot be cut into 1 heads of even size"):
+        MIXERS["attention"](7)
 
 
 def test_initial_scales_are_one():

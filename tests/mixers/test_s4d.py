@@ -1,5 +1,6 @@
 """S4D against its equations, one step after the other in complex numbers."""
 
+import itertools
 import math
 
 import pytest
@@ -42,6 +43,17 @@ def test_equals_the_loop(monkeypatch, d_state, T):
     expected, h = loop(mixer, x[:, :1], state[0])
     assert_equal(stepped, expected[:, 0])
     assert_equal(last, h)
+
+
+@pytest.mark.parametrize("T", [1, 2, 15, 512])
+def test_powers_to_the_last_digits_of_float32(T):
+    """Of numbers on the unit circle and within it, against Python's own."""
+    a = torch.polar(torch.tensor([[1.0, 0.999], [0.5, 1.0]]), torch.tensor([[0.1, 3.0], [-2.0, 1.5]]))
+    table = s4d.powers(a, T)
+    assert table.shape == (2, 2, T + 1) and table.dtype == torch.complex64
+    for i, j, t in itertools.product(range(2), range(2), range(T + 1)):
+        exact = complex(a[i, j]) ** t
+        assert abs(complex(table[i, j, t]) - exact) <= 2.5e-7 * abs(exact) + 1e-37
 
 
 def test_initial_weights():
