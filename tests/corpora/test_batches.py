@@ -55,6 +55,8 @@ def test_windows_by_hand():
     assert [x.tolist() for x, _ in Windows(np.arange(9), 3, 7)] == [[[0, 1, 2], [3, 4, 5]], [[6, 7]]]
     assert [x.tolist() for x, _ in stream(np.arange(9), 3)] == [[[0, 1, 2]], [[3, 4, 5]], [[6, 7]]]
     assert len(stream(np.arange(8194))) == 3 and Windows(np.arange(40_000), 1024)[0][0].shape == (16, 1024)
+    assert Windows(np.arange(40_000), 5)[0][0].shape == (16_384 // 5, 5)
+    assert len(Windows(np.arange(2), 3)) == 1 and len(Windows(np.arange(1), 3)) == len(Windows(np.arange(0), 3)) == 0
 
 
 def test_pieces_are_made_when_they_are_asked_for(tmp_path):
