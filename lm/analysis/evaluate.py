@@ -82,7 +82,7 @@ def _draw(path: str, losses: dict[str, list[tuple[float, float]]]) -> None:
 
     curves: dict[str, list[Curve]] = {Path(run).name: [curve] for run, curve in losses.items()}
     panel = Panel("context of validation, characters", "validation loss, nats per character", curves)
-    save(path, [panel], log=(True, False))
+    save(path, [panel], scales=("log", "linear"))
 
 
 def _print_copying(model: "LanguageModel", config: DataConfig, context: int) -> float:

@@ -6,10 +6,10 @@ import importlib.metadata
 import math
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -146,11 +146,6 @@ def _warm_up(call: Call, device: torch.device) -> int:
     return max(1, math.ceil(FLOOR / max(seconds(call, device), 1e-7)))
 
 
-def median(times: Sequence[float]) -> float:
-    """The middle one."""
-    return statistics.median(times)
-
-
 def copy_call(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Call:
     """Copy a tensor into another that exists: the memory's limit."""
     source, target = (torch.ones(shape, dtype=dtype, device=device) for _ in range(2))
@@ -233,4 +228,4 @@ def draw(path: str, points: list[Row], title: str, panels: list[PanelSpec]) -> N
         for name in dict.fromkeys(row["name"] for row in points):
             curves[name] = [[(row["T"], y) for row in points if row["name"] == name and (y := value(row)) > 0]]
         drawn.append(Panel("sequence length", label, curves, heading))
-    save(path, drawn, title, log=(True, True))
+    save(path, drawn, title, scales=("log", "log"))

@@ -74,11 +74,13 @@ class RunData:
 
     @property
     def mixer(self) -> str:
+        """The mixer's name, `?` where nothing says it."""
         mixer = self.summary.get("mixer") or self.config.get("model.mixer")
         return printable(mixer[:80]) if isinstance(mixer, str) and mixer else "?"
 
     @property
     def status(self) -> str:
+        """How the run ended, or `running`."""
         status = self.summary.get("status")
         return printable(status[:40]) if isinstance(status, str) else "no summary"
 

@@ -33,14 +33,14 @@ def save(
     path: str,
     panels: list[Panel],
     title: str = "",
-    log: tuple[bool, bool] = (False, False),
+    scales: tuple[str, str] = ("linear", "linear"),
     target: float | None = None,
 ) -> None:
     """Draw panels into a PNG file. A name looks the same in all of them; equal y labels share their axis.
 
     Args:
         title: above all panels.
-        log: whether the x and the y axis are logarithmic.
+        scales: of the x and the y axis, "linear" or "log".
         target: y value of a dotted line.
 
     Raises:
@@ -58,7 +58,8 @@ def save(
             for name, curves in panel.curves.items():
                 _draw(ax, [curve for curve in curves if curve], name, names.index(name))
             ax.set(xlabel=panel.x, ylabel="" if shared and number else panel.y, title=panel.title)
-            _format(ax, log)
+            ax.set(xscale=scales[0], yscale=scales[1])
+            _format(ax)
             if target is not None:
                 ax.axhline(target, color=SOFT, linewidth=1, linestyle=(0, (1, 2)))
         if target is not None:
@@ -109,17 +110,14 @@ def band(curves: list[Curve]) -> list[tuple[float, float, float, float]]:
     return list(zip(*(part.tolist() for part in parts), strict=True))
 
 
-def _format(ax: Any, log: tuple[bool, bool]) -> None:
+def _format(ax: Any) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    if log[0]:
-        ax.set_xscale("log")
+    if ax.get_xscale() == "log":
         ax.xaxis.set_major_locator(LogLocator(base=4, numticks=12))
         ax.xaxis.set_minor_locator(NullLocator())
     else:
         ax.set_xlim(left=0)
-    if log[1]:
-        ax.set_yscale("log")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 or x == int(x) else f"{x:g}")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color=FAINT, linewidth=0.7)

@@ -57,11 +57,11 @@ def test_repetitions_are_a_mean_a_band_and_thin_lines(figure):
 def test_axes_target_and_shared_labels(figure):
     curves = {"a": [[(64, 0.1), (4096, 10.0)]]}
     panels = [Panel("x", "y", curves), Panel("x", "y", curves)]
-    first, second = figure(panels, log=(True, True), target=0.5).axes
+    first, second = figure(panels, scales=("log", "log"), target=0.5).axes
     assert first.get_xscale() == first.get_yscale() == "log" and (first.get_ylabel(), second.get_ylabel()) == ("y", "")
     assert [ax.lines[-1].get_ydata()[0] for ax in (first, second)] == [0.5, 0.5]
     assert [text.get_text() for text in first.texts] == ["target 0.5"] and not second.texts
-    first, second = figure([panels[0], Panel("x", "z", curves)], log=(True, False)).axes
+    first, second = figure([panels[0], Panel("x", "z", curves)], scales=("log", "linear")).axes
     assert (first.get_yscale(), second.get_ylabel()) == ("linear", "z")
     assert first.xaxis.get_major_formatter()(4096, 0) == "4,096" and first.xaxis.get_major_formatter()(0.5, 0) == "0.5"
 
