@@ -45,7 +45,7 @@ class Range:
 
     def expected(self, value: float) -> str:
         """What a value outside the bounds should have been, in words; empty for a value within them."""
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):  # a whole number may be too large for a float
             return "a finite number"
         if value < self.least:
             return self.text or f"at least {self.least:,}"

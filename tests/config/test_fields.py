@@ -100,6 +100,7 @@ def test_accepted(key, value):
     [
         ("count", 0, "--count must be at least 1, not 0"),
         ("count", 2**31, "--count must be at most 2,147,483,647, not 2147483648"),
+        ("count", 10**400, "--count must be at most 2,147,483,647, not a number of more than 18 digits"),
         ("count", 1.0, "--count: expected a whole number or null, not 1.0"),
         ("count", True, "--count: expected a whole number or null, not True"),
         ("several", [1, -1], "--several must be at least 0, not -1"),
