@@ -1,14 +1,15 @@
-"""Kill trainings with -9 and compare what they come to with one that nobody disturbed, to the bit.
+"""Kill trainings with SIGKILL, resume them, and compare their end with that of an undisturbed one, to the bit.
 
     python -m tests.harness.crash --kills 30               at random moments
     python -m tests.harness.crash --kills 0 --calls all    before and after every call that changes the disk
 
 A kill lands anywhere in the life of the process: start-up, the first build of the kernels, steps, validation, the
-writing of files. Then the command is given again (`--resume`, or the first one where there is no run yet), and killed
-again; a run that finishes is compared, and the next begins. Prints a table in Markdown; exit code 1 if a run differs.
+writing of files. Then the command is given again (`--resume`, or the first one if there is no run yet), and killed
+again. A run that finishes is compared, and the next one begins. Prints a table in Markdown; exit code 1 if a run
+differs.
 
-Imports take longer than such a training, so that most trainings are forks of this process, which has done them; one in
-five random kills hits a process of its own.
+Imports take longer than such a training. So most trainings are forks of this process, which has done the imports; one
+in five random kills hits a process of its own.
 """
 
 import argparse
@@ -42,20 +43,20 @@ TIMES = ("train_seconds", "chars_per_second")
 EXACT = "--trainer.max_steps 60 --eval.every 6 --log.every 4 --model.dropout 0.1".split()
 STREAMS = "--data.sampling streams --trainer.accumulate 2".split()
 CALLS = ("open", "replace", "fsync", "link", "mkdir", "unlink")
-"""Functions of `os` whose calls, and the writing that comes between them, change what is on the disk."""
+"""Functions of `os` that, with the writes between their calls, change the disk."""
 
 
-# ---------------------------------------------------------------- what a run has come to
+# ---------------------------------------------------------------- comparing two runs
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without times and speeds."""
+    """The cells of metrics.csv as text, without times and speeds."""
     with (run / "metrics.csv").open() as file:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What two runs differ in: weights and optimiser to the bit, rows, samples, best weights, names of files."""
+    """In what two runs differ: weights and optimiser to the bit, rows, samples, best weights, names of files."""
     found = []
     for name in ("last.ckpt", "best.ckpt"):
         first, second = (read_checkpoint(run / "checkpoints" / name) for run in (a, b))
@@ -84,7 +85,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 class Kit:
-    """A folder with a corpus, the options of a training, and what it comes to if left alone."""
+    """A folder with a corpus, the options of a training, and the run that they give without kills."""
 
     def __init__(self, folder: Path, options: list[str]) -> None:
         self.folder = folder
@@ -94,10 +95,10 @@ class Kit:
         self.options = [*SMALL, "--data.corpus", str(corpus), "--runs", str(folder), *options]
         self.whole = folder / "whole"
         self.phase = mmap.mmap(-1, 32)
-        """What the last child was doing, in its own words."""
+        """What the last child was doing."""
 
     def command(self, name: str) -> list[str]:
-        """What starts this run, or goes on with it."""
+        """The words that start or resume this run."""
         if (self.folder / name / "config.yaml").exists():
             return ["--resume", str(self.folder / name)]
         return [*self.options, "--name", name]
@@ -134,7 +135,7 @@ class Kit:
         return time.monotonic() - before
 
     def verdict(self, name: str) -> list[str]:
-        """What a finished run differs in from the undisturbed one. It is deleted: the next may take its name."""
+        """In what a finished run differs from the undisturbed one. Deletes it: the next one may have its name."""
         found = differences(self.folder / name, self.whole)
         shutil.rmtree(self.folder / name)
         shutil.rmtree(self.folder / f"cache-{name}")
@@ -142,7 +143,7 @@ class Kit:
 
 
 def note_phases(phase: mmap.mmap) -> None:
-    """Let this process say where it is, for the report."""
+    """Note what this process is doing, for the report."""
 
     def during(text: str, owner: Any, name: str) -> None:
         function = getattr(owner, name)
@@ -168,7 +169,7 @@ def note_phases(phase: mmap.mmap) -> None:
 
 
 def kill_at_random(kit: Kit, name: str, life: float, own_process: bool, chance: random.Random) -> str | None:
-    """Start or resume a run, and kill it within its life. Returns the phase it was in, None if it was done before."""
+    """Start or resume a run, and kill it within `life` seconds. Returns the phase, or None if it finished before."""
     if own_process:
         before = time.monotonic()
         process = kit.spawn(name)
@@ -186,7 +187,7 @@ def kill_at_random(kit: Kit, name: str, life: float, own_process: bool, chance: 
 
 
 def kill_at_call(number: int, after: bool, count: mmap.mmap) -> None:
-    """Let this process die at the call of this number of any of CALLS, before it or just after it."""
+    """Let this process be killed at the call with this number of any of CALLS, before it or just after it."""
 
     def watch(name: str) -> None:
         function = getattr(os, name)
@@ -224,7 +225,7 @@ def sweep_calls(kit: Kit, wanted: int | None, chance: random.Random) -> Iterator
 
 
 def kill_randomly(kit: Kit, kills: int, own: int, chance: random.Random, tally: collections.Counter) -> list[str]:
-    """Kill until there are so many, run after run; every fifth (if own is 5) in a process of its own."""
+    """Kill so many times, run after run; every fifth (if own is 5) in a process of its own. Returns the differences."""
     life, wrong, run, done = kit.finish("first"), [], 0, 0
     wrong += kit.verdict("first")
     while done < kills:

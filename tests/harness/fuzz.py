@@ -1,4 +1,4 @@
-"""Damages run folders at random and loads them every way there is: `python -m tests.harness.fuzz --minutes 10`.
+"""Damage run folders at random, and read them in every way: `python -m tests.harness.fuzz --minutes 10`.
 
 Each input is a run folder or an export with one to four things wrong. Reading it must succeed or raise UserError with
 one printable line; anything else is a bug: its seed is printed and its folder kept. The page, the tables and the
@@ -79,7 +79,7 @@ def make_run(folder: Path) -> Path:
         "config": config.to_yaml(),
         "characters": tokenizer.characters,
         "global_step": 3,
-        "callbacks": {"Recorder": {"seconds": 3.0, "sizes": dict.fromkeys(APPENDED, 10)}},
+        "callbacks": {"Recorder": {"seconds": 3.0, "sizes": dict.fromkeys(APPENDED, 10), "best_step": 3}},
     }
     torch.save(checkpoint, folder / "checkpoints/best.ckpt")
     shutil.copy(folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt")
@@ -127,7 +127,7 @@ def swap(path: Path, chance: random.Random) -> None:
 
 
 def replace(path: Path, chance: random.Random) -> None:
-    """Something that is no plain file."""
+    """Put something in its place that is not a plain file, or nothing."""
     path.unlink()
     kind = chance.randrange(5)
     if kind == 0:
@@ -199,7 +199,7 @@ def damage(folder: Path, chance: random.Random) -> list[str]:
 
 
 def compare_all(folder: Path) -> None:
-    """Everything that lm.compare makes of a folder."""
+    """Everything that `char-lm compare` makes of a folder."""
     runs = Reader([str(folder)]).read()
     groups, target = table.group(runs), table.default_target(runs, "val/loss")
     notes = table.warnings(runs, [])
@@ -215,7 +215,7 @@ def compare_all(folder: Path) -> None:
 
 
 def load_and_use(folder: Path) -> None:
-    """As generate.py and lm.evaluate load it; a few characters are scored."""
+    """As `char-lm generate` and `char-lm evaluate` load it; a few characters are scored."""
     model, tokenizer, config = load_with_config(folder)
     ids = tokenizer.encode("abc de\nabc")
     assert all(0 <= i < len(tokenizer) for i in ids) and len(Windows(ids, 4)[0][0])
@@ -223,7 +223,7 @@ def load_and_use(folder: Path) -> None:
 
 
 def evaluate_data(folder: Path) -> None:
-    """What lm.evaluate does before it scores, for corpora that are local."""
+    """What `char-lm evaluate` does before it scores, for local corpora."""
     config = Run(folder).config()
     if config.data.corpus.endswith("corpus.txt"):
         load_corpus(config.data)
@@ -269,7 +269,7 @@ def too_long(number: int, frame: object) -> None:
 
 
 def fuzz(seconds: float, seed: int, keep: Path, most: int = 10**9) -> tuple[int, Counter[str], list[str]]:
-    """Try inputs until so much processor time is used. Returns their number, what came of them, and the bugs."""
+    """Try inputs until so much processor time is used. Returns their number, the outcomes, and the bugs."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, too_long)
     bugs: list[str] = []

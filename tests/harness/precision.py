@@ -1,9 +1,9 @@
-"""What bf16-mixed costs: the final validation loss of each mixer against float32's, mean of seeds.
+"""The cost of bf16-mixed: the final validation loss of each mixer beside that of float32, mean of seeds.
 
     python -m tests.harness.precision [--mixers NAME ...] [--seeds N ...]
 
-Trains with train.py: 300 steps of a model of two layers of width 32. Prints a table in Markdown; a run with a NaN stops
-it. Exit code 1 if a mean differs by more than 0.01 nats per character.
+Trains 300 steps of a model of two layers of width 32. Prints a table in Markdown; a run with a NaN ends it. Exit code 1
+if a mean differs by more than 0.01 nats per character.
 """
 
 import argparse

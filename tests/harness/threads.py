@@ -1,4 +1,4 @@
-"""What another number of BLAS threads changes: one training with one thread and with two, compared as it goes.
+"""The effect of the number of BLAS threads: one training with one thread and with two, compared step by step.
 
     python -m tests.harness.threads
 
@@ -23,7 +23,7 @@ STEPS = (1, 10, 30, 100, 300)
 
 
 def train_with(threads: int, folder: Path, name: str) -> Path:
-    """Train in a process that computes with so many threads. Returns the run folder."""
+    """Train in a process with so many threads. Returns the run folder."""
     argv = [*SMALL, *OPTIONS, "--data.corpus", str(folder / "corpus.txt"), "--runs", str(folder), "--name", name]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
