@@ -14,6 +14,7 @@ from tests.recurrence.helpers import LAYOUTS, PARTS, TOLERANCE, assert_close, er
 
 LENGTHS = [1, 2, 63, 257, 1000]
 WIDTHS = [1, 3, 24, 130]
+INF = float("inf")
 pytestmark = pytest.mark.usefixtures("threads")
 
 
@@ -58,6 +59,33 @@ def test_no_h0(backend, name):
     zero = torch.zeros(2, 24, requires_grad=True)
     with_zero = outputs_of(getattr(recurrence, name), [*inputs, zero])[:-1]
     assert_close(outputs_of(getattr(recurrence, name), inputs), with_zero, 0.0)
+
+
+def projection_of(name: str, k: Tensor, c: Tensor) -> Tensor:
+    """A projection (1, 1, ...) whose update gates have the logits k."""
+    gates = [k] if name == "mingru_scan" else [-k, k]
+    return torch.cat([*gates, c])[None, None]
+
+
+@pytest.mark.parametrize("name", ["mingru_scan", "minlstm_scan"])
+def test_the_share_of_the_past_has_all_its_digits(backend, name):
+    """With h0 = 1 and a candidate of next to nothing h_1 is 1 - z, right to half a unit of its last place near 1, where
+    errors would add up over thousands of steps, and to a few units where it is small."""
+    k = torch.linspace(-20, 25, 4001)
+    x = projection_of(name, k, torch.full_like(k, -80.0))
+    h, _ = getattr(recurrence, name)(x, torch.ones(1, 4001))
+    gates = [part.double() for part in x[0, 0].chunk(PARTS[name])[:-1]]
+    odds = gates[0].exp() if name == "mingru_scan" else (1 + (-gates[0]).exp()) / (1 + (-gates[1]).exp())
+    exact = 1 / (1 + odds)
+    wrong = (h[0, 0].double() - exact).abs()
+    assert wrong[k < -6].max() < 0.51 * 2**-24 + 2e-9
+    assert (wrong / exact).max() < 2e-6
+
+
+@pytest.mark.parametrize("f, i, keep", [(-INF, 0, 0), (0, -INF, 1), (INF, 0, 2 / 3), (0, INF, 1 / 3), (-200, -300, 1)])
+def test_minlstm_of_infinite_logits(backend, f, i, keep):
+    h, _ = recurrence.minlstm_scan(torch.tensor([[[f, i, 1.5]]]), torch.full((1, 1), 7.0))
+    assert h.item() == pytest.approx(keep * 7 + (1 - keep) * 2)
 
 
 @functools.cache
