@@ -249,6 +249,7 @@ def main() -> int:
     parser.add_argument("--streams", action="store_true", help="carry the state from batch to batch, in two parts")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # forks of a process with several do not work well
     chance, tally, wrong = random.Random(arguments.seed), collections.Counter(), []
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
