@@ -79,12 +79,12 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                (self._muon if group["algorithm"] == "muon" else self._adamw)(group, parameters)
+                update = self._muon if group["algorithm"] == "muon" else self._adamw
+                update(group, parameters, [p.grad for p in parameters])
         return loss
 
-    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _muon(self, group: dict[str, Any], parameters: list[Tensor], grads: list[Tensor]) -> None:
         momenta = [self._buffer(p, "momentum") for p in parameters]
-        grads = _grads(parameters)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -93,10 +93,10 @@ class MuonAdamW(torch.optim.Optimizer):
             scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
             p.add_(orthogonalise(update).to(p.dtype), alpha=-group["lr"] * scale)
 
-    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _adamw(self, group: dict[str, Any], parameters: list[Tensor], grads: list[Tensor]) -> None:
         adamw(
             parameters,
-            _grads(parameters),
+            grads,
             [self._buffer(p, "exp_avg") for p in parameters],
             [self._buffer(p, "exp_avg_sq") for p in parameters],
             [],
@@ -116,10 +116,6 @@ class MuonAdamW(torch.optim.Optimizer):
         if name not in state:
             state[name] = torch.zeros_like(p) if start is None else start
         return state[name]
-
-
-def _grads(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
 
 
 def matrix_ids(model: nn.Module) -> set[int]:

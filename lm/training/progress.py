@@ -11,9 +11,9 @@ from lm.training.recorder import Recorder
 
 
 class ProgressBar(pl.callbacks.ProgressBar):
-    """One line on stderr: share of the budget, step, losses, speed, time left. In a file, a plain line now and then."""
+    """One line on stderr: share of the budget, step, losses, speed, time left. Without a terminal, plain lines."""
 
-    PLAIN_EVERY = 10.0  # seconds
+    PLAIN_EVERY = 10.0  # seconds between plain lines
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -53,14 +53,11 @@ class ProgressBar(pl.callbacks.ProgressBar):
             parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
         return ", ".join(parts)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
         if self.bar is not None:
             self.bar.refresh()
             self.bar.close()
             self.bar = None
+
+    def on_exception(self, *_: Any) -> None:
+        self.on_train_end()

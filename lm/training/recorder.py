@@ -114,11 +114,11 @@ class Recorder(Callback):
             Diverged: it is not a number, or too high.
         """
         loss = trainer.strategy.reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
-        self._require_sane(loss, "training", trainer.global_step)
+        self._raise_if_diverged(loss, "training", trainer.global_step)
         return loss
 
-    def _require_sane(self, loss: float, name: str, step: int) -> None:
-        """Raises Diverged, before results of a diverged run are written or saved."""
+    def _raise_if_diverged(self, loss: float, name: str, step: int) -> None:
+        """Raises Diverged, so that no result of a diverged run is written or saved."""
         guessing = math.log(len(self.corpus.tokenizer))
         if not loss < 10 * guessing:
             raise Diverged(f"the {name} loss is {loss:.3g} at step {step}, where guessing has {guessing:.2f}")
@@ -129,7 +129,7 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Runs before the checkpoint of this step is written."""
         values = self.task.validation_results()
-        self._require_sane(values["val/loss"], "validation", trainer.global_step)
+        self._raise_if_diverged(values["val/loss"], "validation", trainer.global_step)
         self._write(trainer, values)
         if values["val/loss"] <= self.best.get("val/loss", math.inf):
             self.best_step = trainer.global_step
