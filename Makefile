@@ -41,6 +41,10 @@ reliability: .venv/ready-test
 	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads; do \
 	  $(BIN)/char-lm document docs/reliability.md python -m tests.harness.$$words || exit; done
 
+# Mistakes put into the code, which the tests must notice: about an hour. ARGS="training --share 0.2" does some.
+mutants: .venv/ready-test
+	$(BIN)/python -m tests.harness.mutants $(ARGS)
+
 lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +59,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results paper performance reliability lint
+.PHONY: train test results paper performance reliability mutants lint
