@@ -136,13 +136,15 @@ def test_garbage_is_refused(saved):
         digest = state._digest(hashlib.sha256(described["seed"].encode()), tensors)
         save_file(tensors, path, described | {"sha256": digest})
 
-    write(tensors)
-    assert len(state.load(path, model, HASH)[0]) == 2
+    for seed in (0, 1, 2**64 - 1):
+        write(tensors, seed=str(seed))
+        assert len(state.load(path, model, HASH)[0]) == 2 and state.load(path, model, HASH)[1] == seed
     for name, value, message in (
         ("format", "else", "not a state file"),
         ("version", "2", "newer version"),
         ("version", "x", "damaged"),
         ("seed", "-1", "damaged"),
+        ("seed", str(2**64), "damaged"),
     ):
         write(tensors, **{name: value})
         refused(path, model, message)
