@@ -33,8 +33,11 @@ COMMANDS = {
 def main(words: list[str] | None = None) -> int:
     """Run a command line. Returns the exit code: 0, 1 if a training failed, 2 after an error, 130 after Ctrl-C."""
     words = sys.argv[1:] if words is None else words
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `char-lm ... >&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (open until the process ends)
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ? for what the terminal's encoding lacks
     name = " ".join(["char-lm", *[word for word in words[:1] if word in COMMANDS]])
     return boundary(name, lambda: dispatch(words))
