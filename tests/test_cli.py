@@ -326,7 +326,7 @@ REFUSED = [
     ("sweep", "--mixers mingr", "did you mean mingru?"),
     ("sweep", "--mixers ../../x", "model.mixer: expected mingru or"),
     ("sweep", "--mixers mingru --seeds x", "expected a whole number, not x"),
-    ("sweep", "--mixers mingru gru --seeds 1 -1 --runs {w}/runs", "seed must be at least 0"),
+    ("sweep", "--mixers mingru gru --seeds 1 -1 --runs {w}/runs", "--seeds must be at least 0, not -1"),
     ("sweep", "--mixers mingru --html {w}/none/a.html", "cannot write {w}/none/a.html"),
     ("sweep", "--mixers mingru --runs {w}/runs -- --sede 1", "did you mean --seed?"),
     ("sweep", "--seeds 1", "mixers"),
