@@ -38,6 +38,25 @@ def test_steps_to_the_transformers_best(table, tmp_path):
     assert rows["Shakespeare, mingru: loss"][2].startswith("0.100 better than the Transformer")
 
 
+def test_only_finished_runs_count(table, tmp_path):
+    run_of(tmp_path / "language", "mingru-seed1", {1: 1.5})
+    run_of(tmp_path / "language", "mingru-seed2", {1: 1.25}, seed=2, status="stopped")
+    assert table()["Shakespeare, mingru: loss"][1] == "1.500 (1 seed)"
+
+
+@pytest.mark.parametrize(
+    ("first", "text", "verdict"),
+    [((2, 6), "33.3", "agrees"), ((34, 100), "34.0", "agrees to rounding"), ((35, 100), "35.0", "disagrees")],
+)
+def test_parameters(table, tmp_path, first, text, verdict):
+    counts = {"mingru": [first, (22, 100), (17, 100), (13, 100)], "minlstm": [(38, 100)]}
+    results = [{"name": name, "counts": {"weights": pair}} for name, pairs in counts.items() for pair in pairs]
+    (tmp_path / "parameters").write_text(json.dumps({"results": results}))
+    rows = [row for claim, row in table().items() if "parameters of the cell" in claim]
+    assert rows[0][:3] == ["33 / 22 / 17 / 13 %", f"{text} / 22.0 / 17.0 / 13.0 %", verdict]
+    assert rows[1][1:3] == ["38.0 %", "disagrees"]  # not at all expansions
+
+
 def test_speed_and_memory(table, tmp_path):
     times = {"mingru": [0.001], "gru_reference": [0.2], "gru": [0.005]}
     results = [{"name": name, "T": 512, "times": t, "bytes": len(name)} for name, t in times.items()]

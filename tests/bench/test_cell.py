@@ -18,7 +18,7 @@ def test_cell(bench):
     assert {"copy", "rows", "size", "cell"} <= set(minlstm)
     for name in ("ours, portable", peers.LOOP):
         assert len(rows[name]["forward"]) == len(rows[name]["both"]) == 2
-        assert rows[name]["gradient_error"] < 1e-5 and rows[name]["copies"] > 0 and rows[name]["bandwidth"] > 0
+        assert 0 < rows[name]["gradient_error"] < 1e-5 and rows[name]["copies"] > 0 and rows[name]["bandwidth"] > 0
         assert name in out
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from lm.bench import parameters
 from lm.bench.options import BENCHMARKS
 from tests import commands
 
@@ -51,6 +52,16 @@ def test_every_benchmark_has_its_module_and_its_help(capsys):
         with contextlib.suppress(SystemExit):
             commands.bench([name, "--help"])
         assert "--json" in capsys.readouterr().out
+
+
+def test_the_command_line_goes_over_quick(bench):
+    result, _ = bench("busy", "--cells", "mingru", "--repeat", "1")
+    assert result["conditions"]["options"]["repeat"] == 1 and result["conditions"]["options"]["sizes"] == ["2x64x16"]
+
+
+def test_json_has_null_for_what_is_no_number(bench, monkeypatch):
+    monkeypatch.setattr(parameters, "run", lambda options: {"a": float("inf"), "b": [float("nan")]})
+    assert bench("parameters")[0] == {"a": None, "b": [None]}
 
 
 def test_a_table_goes_into_a_document(bench, tmp_path):

@@ -34,6 +34,16 @@ def test_relative_error():
         measure.require_equal("values", torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]), 0.1)
 
 
+def test_two_zeros_are_equal():
+    assert measure.relative_error(torch.zeros(3), torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize(("dtype", "result"), [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)])
+def test_half_precision_is_autocast(dtype, result):
+    with measure.precision(torch.device("cpu"), dtype):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == result
+
+
 def test_seconds_are_those_of_one_call(monkeypatch):
     clock = iter([10.0, 16.0])
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))

@@ -11,6 +11,7 @@ def test_numerics(bench, tmp_path):
     ours = [row for row in result["results"] if row["name"] == "ours, portable"]
     assert {(row["cell"], row["T"]) for row in ours} == {(c, T) for c in ("mingru", "minlstm") for T in (64, 128)}
     assert max(row[part] for row in ours for part in numerics.PARTS) < 1e-6
+    assert result["skipped"] == [] and {"ours, portable", "log-space"} <= {row["name"] for row in result["results"]}
     assert "log-space" in out and picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lm.bench import overhead
-from lm.config.options import ModelConfig
+from lm.config.options import Config, ModelConfig
 from lm.model import LanguageModel
 from tests import commands
 
@@ -23,6 +23,15 @@ def test_the_ratio_is_that_of_the_medians(bench, monkeypatch):
     result, out = bench("overhead", "--repeat", "3")
     assert result["ratio"] == pytest.approx(1.5) and "char-lm train / bare loop = 1.500" in out
     assert "bare loop        200.0  100.0, 500.0, 200.0" in out
+
+
+def test_the_first_tenth_of_the_steps_is_not_counted(monkeypatch):
+    """20 steps: two of 10 s, then 18 of 0.5 s."""
+    clock = iter([0.0, 10.0, 20.0, *(20.5 + 0.5 * step for step in range(18))])
+    monkeypatch.setattr(overhead.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(overhead, "train", lambda model, corpus, config: range(20))
+    seconds, model = overhead.bare_loop(Config(model=ModelConfig(width=8, layers=1)))
+    assert seconds == 0.5 and model.training
 
 
 def test_models_that_differ_are_refused(monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """`char-lm bench sample` at tiny sizes."""
 
+import math
 import re
 
 import pytest
+import torch
 
 from lm.bench import models, sample
 from tests.bench.conftest import by_name
@@ -70,10 +72,25 @@ def test_ratios(bench, timings):
     assert batch["of_sgemm"] == pytest.approx(2 * matrices * 250 / (2 * 1024**3 / 4))
 
 
+def test_peers_draw_at_the_temperature():
+    drawn = []
+
+    def logits(ids, memory):
+        drawn.append(ids[0, -1].item())
+        return torch.tensor([[[0.0, sample.TEMPERATURE * math.log(3)]]]), None
+
+    torch.manual_seed(0)
+    sample.sampler(logits, 1, 2000)()
+    assert sum(drawn) / 2000 == pytest.approx(0.75, abs=0.04)  # four deviations
+
+
 def test_time_and_memory_after_a_long_text(bench, timings, monkeypatch):
     timings({"20": [2.0], "40": [3.0]})
+    written, write = [], sample.Writer.__call__
+    monkeypatch.setattr(sample.Writer, "__call__", lambda self, chars=0: written.append(chars) or write(self, chars))
     monkeypatch.setattr(sample, "resident", iter([1_000_000, 3_500_000]).__next__)
     result, out = bench("sample", "--parts", "length", "--mixers", "mingru")
     first, last = result["length"]
+    assert written[:2] == [20, 20]
     assert (first["seconds"], last["seconds"], last["ratio"]) == ([1.0], [1.5], 1.5)
     assert (first["growth"], last["growth"]) == (0, 2_500_000) and re.search(r"\n.* 1\.500 +2\.5\n", out)

@@ -15,6 +15,10 @@ def test_train(bench):
     assert len(rows["mingru"]["optimiser"]) == 2 and "attention" in out
 
 
+def test_attention_has_twice_the_layers():
+    assert [len(train.make_ours(name, 8, 32, 2).blocks) for name in ("mingru", "attention")] == [2, 4]
+
+
 def test_train_refuses_what_differs(bench, wrong_steps):
     result, out = bench("train", "--mixers", "mingru", "minlstm", "gru")
     rows = by_name(result["results"][0]["rows"])
