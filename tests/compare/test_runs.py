@@ -42,10 +42,15 @@ def test_numbers_that_no_plot_can_show_are_left_out(tmp_path):
 
 def test_samples_are_by_step_begin_with_their_prompt_and_are_bounded(tmp_path):
     path = empty_run(tmp_path, "a")
-    lines = [{"step": 20, "prompt": "To ", "text": "be"}, {"step": 10, "text": "x" * 5000}, {"step": 20, "text": "or"}]
+    lines = [
+        {"step": 20, "prompt": "To ", "text": "be"},
+        {"step": 10, "text": "x" * 5000},
+        {"step": 20, "text": "or"},
+        {"step": 30, "text": ""},
+    ]
     strange = [{"step": True, "text": "a"}, {"step": 1.5, "text": "a"}, {"step": 5, "text": 5}, {"step": 5}, [1], "a"]
     (path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *strange]) + "{")
-    assert read_run(path).samples == [Sample(10, "x" * 4000), Sample(20, "or")]
+    assert read_run(path).samples == [Sample(10, "x" * 4000), Sample(20, "or"), Sample(30, "")]
     (path / "samples.jsonl").write_text(json.dumps(lines[0]))
     assert read_run(path).samples == [Sample(20, "To be")]
 
