@@ -116,11 +116,15 @@ def test_parameters_without_a_gradient_stay_and_states_follow_their_parameter():
     groups[0]["params"] = [used, unused]
     groups[1]["params"] = [torch.nn.Parameter(torch.ones(3, 3))]
     optimizer = MuonAdamW(groups)
-    with torch.device("meta"):  # torch's default device says nothing of the parameter's
-        assert optimizer.step() is None
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # torch's defaults say nothing of the parameter
+            assert optimizer.step() is None
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert torch.equal(unused, torch.ones(2, 2)) and torch.equal(groups[1]["params"][0], torch.ones(3, 3))
     assert not torch.equal(used, torch.ones(2, 2))
-    assert {value.device.type for value in optimizer.state[used].values()} == {"cpu"}
+    assert {(x.device.type, x.dtype) for x in optimizer.state[used].values()} == {("cpu", torch.float32)}
 
 
 def test_a_closure_is_evaluated_with_gradients():
