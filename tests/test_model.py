@@ -50,7 +50,7 @@ def activated(kind: str, up: Tensor) -> Tensor:
 def test_mlp(kind, expansion, hidden):
     """swiglu has two thirds of the hidden channels, twice: as many parameters as the others."""
     torch.manual_seed(0)
-    mlp, x = MLP(12, expansion, kind), torch.randn(3, 12)
+    mlp, x = MLP(12, expansion, kind), torch.randn(2, 3, 12)
     assert mlp.down.weight.shape == (12, hidden)
     assert mlp.up.weight.shape == (hidden * (2 if kind == "swiglu" else 1), 12)
     assert mlp.up.bias is None and mlp.down.bias is None

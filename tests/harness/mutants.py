@@ -131,7 +131,7 @@ class Copy:
         with log.open("w") as file:
             done = self.python(*MUTMUT, *words, stdout=file, stderr=subprocess.STDOUT)
         if done.returncode:
-            raise SystemExit(f"{self.area}: {log.read_text().splitlines()[-1]}; do its tests pass?")
+            raise SystemExit(f"{self.area}: {log.read_text().rstrip().splitlines()[-1]}; do its tests pass?")
         return [result for name in modules for result in self.read_results(name)]
 
     def read_results(self, module: str) -> list[Result]:
