@@ -27,9 +27,9 @@ def crash(*options: str) -> subprocess.CompletedProcess:
 
 
 def test_a_few_kills():
-    done = crash("--kills", "3", "--own", "0", "--calls", "2")
+    done = crash("--kills", "2", "--own", "0", "--calls", "1")
     assert done.returncode == 0, done.stderr
-    assert "5 kills" in done.stdout and "the same end, to the bit" in done.stdout
+    assert "3 kills" in done.stdout and "the same end, to the bit" in done.stdout
 
 
 @pytest.mark.slow
@@ -259,3 +259,21 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(run_train, 
     assert "try a lower --optim.lr" in capsys.readouterr().err
     weights = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     assert all(value.isfinite().all() for name, value in weights.items() if name.startswith("model."))
+
+
+@pytest.mark.parametrize(
+    ("loss", "every", "code", "step"), [("nan", "7", 1, 10), ("1", "7", 130, 13), ("1", "1", 130, 13)]
+)
+def test_a_signal_does_not_save_a_run_that_has_diverged(run_train, monkeypatch, loss, every, code, step):
+    """Nor does it take a step for diverged at which the losses have just been logged."""
+    training_step = Task.training_step
+
+    def at_step_12(self, batch, batch_idx):
+        if self.global_step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(self, batch, batch_idx) * (float(loss) if self.global_step == 12 else 1.0)
+
+    monkeypatch.setattr(Task, "training_step", at_step_12)
+    run = run_train("a", "--trainer.max_steps", "300", "--eval.every", "5", "--log.every", every, code=code)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == step
+    assert Run(run).summary()["status"] == ("diverged" if code == 1 else "interrupted")

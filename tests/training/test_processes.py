@@ -25,6 +25,7 @@ from tests.training.conftest import start, wait_for_step
         ("LOCAL_RANK=0 NODE_RANK=0", True),  # Lightning's own launcher
         ("LOCAL_RANK=1 NODE_RANK=0", False),
         ("NODE_RANK=1", False),
+        ("GROUP_RANK=1", False),
         ("LOCAL_RANK=0 NODE_RANK=1", False),
         ("RANK=0 LOCAL_RANK=0 GROUP_RANK=0", True),  # torchrun
         ("RANK=1 LOCAL_RANK=1 GROUP_RANK=0", False),
