@@ -11,9 +11,9 @@ from tests.bench.conftest import by_name
 
 
 def test_sample(bench):
-    result, out = bench("sample")
+    result, out = bench("sample", "--repeat", "1")
     names = [row["name"] for row in result["peers"]]
-    assert all(len(row["speeds"]) == 2 and row["chain"] > 0 for row in result["peers"])
+    assert all(len(row["speeds"]) == 1 and row["chain"] > 0 for row in result["peers"])
     assert {"ours, float32", "ours, int8", sample.PLAIN, sample.MINLM, "nanoGPT 4 x 16, context 64"} <= {*names}
     assert [row["name"] for row in result["batch"]] == ["ours, float32", "ours, bfloat16", "ours, int8"]
     assert [(row["name"], row["generated"]) for row in result["length"]] == [
