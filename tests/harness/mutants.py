@@ -71,19 +71,20 @@ class Copy:
         # pytest's look for unraisable exceptions takes longer than all else that a mutant needs.
         options = f"-m|not slow|-k|{without}|--tb=no|-p|no:cacheprovider|-p|no:unraisableexception"
         self.options = options.split("|")
-        self.tests = AREAS[area]["tests"]
+        self.tests, self.at_import = AREAS[area]["tests"], AREAS[area].get("at_import", [])
 
-    def python(self, *words: str, **options) -> subprocess.CompletedProcess:
-        """Run Python in the folder, with one thread and apart from the user's compiled files."""
-        apart = {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(self.folder / ".cache")}
-        return subprocess.run([sys.executable, *words], cwd=self.folder, env=os.environ | apart, text=True, **options)
+    def python(self, *words: str, mutant: str = "", **options) -> subprocess.CompletedProcess:
+        """Run Python in the folder, or where mutmut has put `mutant`, apart from the user's compiled files."""
+        folder = self.folder / "mutants" if mutant else self.folder
+        variables = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": mutant}
+        variables = os.environ | variables | {"XDG_CACHE_HOME": str(self.folder / ".cache")}
+        return subprocess.run([sys.executable, *words], cwd=folder, env=variables, text=True, **options)
 
-    def run_tests(self, *first: str) -> str:
+    def run_tests(self, *first: str, mutant: str = "") -> str:
         """The outcome of the area's tests up to the first failure, those of the files `first` before others."""
         words = ["-m", "pytest", "-q", "-x", *self.options, *(name for name in first if (self.folder / name).exists())]
-        words += self.tests
         try:
-            code = self.python(*words, capture_output=True, timeout=900).returncode
+            code = self.python(*words, *self.tests, mutant=mutant, capture_output=True, timeout=900).returncode
         except subprocess.TimeoutExpired:
             return "timeout"
         return {0: "survived", 1: "killed"}.get(code, f"exit code {code}")
@@ -140,8 +141,11 @@ class Copy:
 
         meta = self.folder / "mutants" / f"{module}.meta"
         codes = json.loads(meta.read_text())["exit_code_by_key"] if meta.exists() else {}
+        statuses = {name: status_by_exit_code[code] for name, code in codes.items() if code is not None}
         results = []
-        for name, status in ((name, status_by_exit_code[code]) for name, code in codes.items() if code is not None):
+        for name, status in statuses.items():
+            if status in ALIVE and any(f"x_{function}__mutmut" in name for function in self.at_import):
+                status = self.run_tests(mutant=name.replace("__init__.", ""))  # mutmut's processes have imported it
             shown = self.python(*MUTMUT, "show", name, capture_output=True).stdout if status in ALIVE else ""
             changed = [line for line in shown.splitlines() if re.match(r"[-+](?![-+]{2} )", line)]
             results.append(Result(module, name.rpartition(".")[2], status, "\n".join(changed)))

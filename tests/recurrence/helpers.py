@@ -12,6 +12,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "wide rows": lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
     "time first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
     "channels first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "every second number": lambda x: torch.stack([x, -x], dim=-1).flatten(-2)[..., ::2],
     "one row for all": lambda x: x[:1].expand(x.shape),
 }
 """The same numbers, or the first row of them for all, otherwise arranged in memory."""
