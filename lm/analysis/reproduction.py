@@ -211,6 +211,6 @@ def run(options: Options) -> int:
     rows += [*language(Systems(options.language)), *copying(Systems(options.copying))]
     text = "\n".join(["| claim | paper | ours | verdict | from |", "|---|---|---|---|---|", *map(str, rows)])
     if options.insert:
-        insert(Path(options.insert), "claims", text, fence="")
+        insert(options.insert, "claims", text, fence="")
     print(text)
     return 0

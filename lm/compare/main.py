@@ -16,7 +16,7 @@ from lm.compare.picture import save_png
 from lm.compare.runs import Reader
 from lm.config.fields import POSITIONAL, Output, Range
 from lm.files import UserError, atomic_write
-from lm.report.document import halves, insert, split_place
+from lm.report.document import halves, insert
 from lm.runs.metrics import AXES
 
 USAGE = "[RUN_OR_GLOB ...] [--html FILE] [--png FILE] [--text] [--serve] [--target LOSS]"
@@ -56,7 +56,7 @@ class Options:
 def run(options: Options) -> int:
     """Compare the runs. Returns the exit code."""
     if options.insert:
-        halves(*split_place(options.insert, "results"))
+        halves(options.insert, "results")
     reader = Reader(options.runs or ["runs"])
     return serve(reader, options) if options.serve else show(reader, options)
 
@@ -78,7 +78,7 @@ def show(reader: Reader, options: Options) -> int:
     write(options.json, lambda: json.dumps(everything, indent=2, allow_nan=False) + "\n")
     write(options.csv, lambda: as_csv(everything["runs"]))
     if options.insert:
-        insert(*split_place(options.insert, "results"), "\n".join(lines))
+        insert(options.insert, "results", "\n".join(lines))
     write(options.html, lambda: page(runs, options.metric, options.target, reader.skipped))
     if options.png:
         save_png(options.png, groups, options.metric, target)

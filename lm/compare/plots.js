@@ -101,7 +101,7 @@ function figure() {
   const traces = (both ? ["train/loss", "val/loss"] : [state.y]).flatMap((name) =>
     shown.flatMap((line) => tracesOf(line, name, both && name === "train/loss")),
   );
-  const base = layout(CURVES[state.y]);
+  const base = layout(curveTitle(state.y));
   if (state.logY) Object.assign(base.yaxis, { type: "log", tickformat: ".3~g" });
   // validations are far apart: their values show from half the way on
   Object.assign(base, shown.length > 8 ? { hovermode: "closest" } : { hovermode: "x unified", hoverdistance: 100 });
@@ -115,10 +115,10 @@ function drawCurves() {
   const plot = $("curves");
   const { traces, layout } = figure();
   $("empty").hidden = traces.length > 0;
-  const none = [...runs.values()].some(seen) ? `No ${CURVES[state.y]} yet.` : "All runs are switched off.";
+  const none = [...runs.values()].some(seen) ? `No ${curveTitle(state.y)} yet.` : "All runs are switched off.";
   $("empty").textContent = runs.size === 0 ? "No run yet." : none;
   plot.ariaLabel =
-    `${CURVES[state.y]} over ${AXES[state.x]}, ${shownLines().length} curves; ` +
+    `${curveTitle(state.y)} over ${AXES[state.x]}, ${shownLines().length} curves; ` +
     "arrow keys move, plus and minus zoom, 0 shows all";
   return Plotly.react(plot, traces, layout, CONFIG).then(placeHandle);
 }

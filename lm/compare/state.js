@@ -3,20 +3,12 @@
 
 const AXES = { step: "steps", chars: "characters", train_seconds: "seconds of training", flops: "FLOPs" };
 const LOSSES = ["val/loss", "val/loss_streaming"];
-const CURVES = {
-  "val/loss": "validation loss",
-  "val/loss_streaming": "validation loss, streaming",
-  "train/loss": "training loss",
-  both: "loss, training faint",
-  "val/bpc": "bits per character",
-  "val/perplexity": "perplexity",
-  "val/accuracy": "accuracy",
-};
 const TEXTS = ["mixer", "status"]; // columns of the results that are no numbers
 const MARGIN = { l: 62, r: 12, t: 12, b: 46 };
 const MOST_SAMPLES = 12;
 
 const $ = (id) => document.getElementById(id);
+const curveTitle = (name) => $("y").querySelector(`[value="${name}"]`).dataset.title;
 const data = JSON.parse($("data").textContent);
 const runs = new Map(); // id -> run with its columns decoded
 const state = {

@@ -84,7 +84,7 @@ function drawArrivals() {
   const axes = Object.keys(AXES);
   const nice = aim === null ? "" : String(Number(aim.toFixed(4)));
   if (document.activeElement !== $("target")) $("target").value = nice;
-  $("target-name").textContent = aim === null ? "a target loss" : `${CURVES[metric()]} ${nice}`;
+  $("target-name").textContent = aim === null ? "a target loss" : `${curveTitle(metric())} ${nice}`;
   const none = () => [el("td", { colSpan: axes.length, className: "left faint" }, "not reached")];
   fill(
     "arrivals",

@@ -22,16 +22,18 @@ INTERPRETERS = {"python": [sys.executable], "char-lm": [sys.executable, "-m", "l
 """How the first word of a command is run: by the Python that runs this, whatever is on the PATH."""
 
 
-def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
+def insert(place: str, mark: str, text: str, fence: str = "```") -> None:
     """Replace the text between the lines `<!-- MARK: begin -->` and `<!-- MARK: end -->` of a document.
 
     Args:
+        place: the document, FILE, or FILE#MARK for another mark than `mark`.
         fence: what makes plain text of it; empty for text that is Markdown itself.
 
     Raises:
         UserError: it has no such lines, or cannot be read or written.
     """
-    before, after = halves(path, mark)
+    path, mark = _split(place, mark)
+    before, after = halves(place, mark)
     if f"<!-- {mark}: " in text:
         raise UserError(f"--insert: the text for {path} has the mark <!-- {mark} itself")
     begin, end = (f"{fence}text\n", f"{fence}\n") if fence else ("\n", "\n")
@@ -39,12 +41,13 @@ def insert(path: Path, mark: str, text: str, fence: str = "```") -> None:
     atomic_write(path, before + (inner.replace("\n", "\r\n") if before.endswith("\r\n") else inner) + after)
 
 
-def halves(path: Path, mark: str) -> tuple[str, str]:
+def halves(place: str, mark: str) -> tuple[str, str]:
     """The parts of a document before and after the text between its marks, the marks included.
 
     Raises:
         UserError: the document does not have exactly one pair of marks.
     """
+    path, mark = _split(place, mark)
     begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     parts = re.split(rf"({re.escape(begin)}\r?\n|{re.escape(end)})", read_text(path))
     if [part.strip() for part in parts[1::2]] != [begin, end]:
@@ -54,24 +57,18 @@ def halves(path: Path, mark: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def inserted(place: str | None, mark: str, command: str) -> Iterator[None]:
-    """Insert what is printed meanwhile into a document as well, under the command that printed it.
-
-    Args:
-        place: the document, perhaps with another mark: FILE or FILE#MARK; None for no document.
-    """
+    """Insert what is printed meanwhile into a document as well, below the command. Without a place, do nothing."""
     if place is None:
         yield
         return
-    path, mark = split_place(place, mark)
-    halves(path, mark)  # a document without the marks is refused before anything is measured
+    halves(place, mark)  # a document without the marks is refused before anything is measured
     copy = Copy()
     with contextlib.redirect_stdout(copy):
         yield
-    insert(path, mark, f"$ {command}\n{copy.getvalue()}")
+    insert(place, mark, f"$ {command}\n{copy.getvalue()}")
 
 
-def split_place(place: str, mark: str) -> tuple[Path, str]:
-    """FILE or FILE#MARK as a path and a mark, `mark` by default."""
+def _split(place: str, mark: str) -> tuple[Path, str]:
     file, _, own = place.partition("#")
     return Path(file), own or mark
 
@@ -100,10 +97,10 @@ def main(words: list[str]) -> int:
         return 0
     if len(words) < 2 or words[0].startswith("-"):
         raise UserError(USAGE)
-    path, command = Path(words[0]), words[1:]
+    place, *command = words
     shown = shlex.join(command)
     mark = re.sub(r"^(python -m|char-lm) ", "", shown).replace("--", "")
-    halves(path, mark)
+    halves(place, mark)
     lines = []
     actual = [*INTERPRETERS.get(command[0], command[:1]), *command[1:]]
     with subprocess.Popen(actual, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as process:
@@ -112,5 +109,5 @@ def main(words: list[str]) -> int:
             print(line, end="", flush=True)
             lines.append(line)
     if process.returncode == 0:
-        insert(path, mark, f"$ {shown}\n{''.join(lines)}")
+        insert(place, mark, f"$ {shown}\n{''.join(lines)}")
     return process.returncode

@@ -36,7 +36,7 @@ def test_line_ends_stay_as_they_are(tmp_path, end, fence):
     path = tmp_path / "a.md"
     lines = ["before", "<!-- a: begin -->", "old", "<!-- a: end -->", "after", ""]
     path.write_bytes(end.join(lines).encode())
-    insert(path, "a", "one\ntwo\n", fence)
+    insert(str(path), "a", "one\ntwo\n", fence)
     inner = ["```text", "one", "two", "```"] if fence else ["", "one", "two", ""]
     assert path.read_bytes() == end.join([*lines[:2], *inner, *lines[3:]]).encode()
 
@@ -56,11 +56,18 @@ def test_a_document_needs_one_pair_of_marks(tmp_path, text):
     path = tmp_path / "a.md"
     path.write_text(text)
     with pytest.raises(UserError, match="needs one line <!-- a: begin --> and one <!-- a: end --> after it"):
-        halves(path, "a")
+        halves(str(path), "a")
+
+
+def test_a_place_can_name_another_mark(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_text("<!-- a: begin -->\n<!-- a: end -->\n<!-- b: begin -->\n<!-- b: end -->\n")
+    insert(f"{path}#b", "a", "text", fence="")
+    assert path.read_text() == "<!-- a: begin -->\n<!-- a: end -->\n<!-- b: begin -->\n\ntext\n\n<!-- b: end -->\n"
 
 
 def test_a_text_with_the_mark_itself_is_refused(tmp_path):
     path = tmp_path / "a.md"
     path.write_text("<!-- a: begin -->\n<!-- a: end -->\n")
     with pytest.raises(UserError, match="has the mark"):
-        insert(path, "a", "<!-- a: end -->")
+        insert(str(path), "a", "<!-- a: end -->")
