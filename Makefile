@@ -13,6 +13,9 @@ test: .venv/ready-test
 results: .venv/ready
 	$(BIN)/char-lm sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
 	$(BIN)/char-lm compare runs/comparison --insert README.md
+	$(BIN)/char-lm document README.md#sample char-lm generate runs/comparison/mingru-seed1 --prompt ROMEO: --seed 5 --chars 240
+	$(BIN)/char-lm evaluate data/pretrained --insert README.md#pretrained
+	$(BIN)/char-lm evaluate data/pretrained --weights int8 --insert README.md#int8
 
 # docs/reproduction.md: the paper's experiments, scaled for two cores; finished runs are skipped.
 LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml)
@@ -31,8 +34,8 @@ paper: .venv/ready
 	$(BIN)/char-lm reproduction --insert docs/reproduction.md
 
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
-BENCHES ?= cell busy train "length --plot docs/length.png" "numerics --plot docs/numerics.png" \
-  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" parameters overhead
+BENCHES ?= cell busy train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
+  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 

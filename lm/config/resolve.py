@@ -1,4 +1,4 @@
-"""The configuration of a run: defaults < YAML files < command line, checked."""
+"""The configuration of a run: defaults (or the run that is resumed) < YAML files < command line, checked."""
 
 import os
 import re

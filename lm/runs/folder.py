@@ -6,9 +6,10 @@ runs/<name>/
   metrics.csv        a row per logged step and per validation (`lm.runs.metrics`)
   samples.jsonl      step, prompt, text
   tokenizer.json     a `tokenizers` file
-  environment.json   versions, processor, command, checksum of the corpus; for each time the run was resumed the same,
-                     and the options that were changed
+  environment.json   versions, processor, command, checksum of the corpus; the same again for each resumption, with the
+                     options that were changed
   checkpoints/       best.ckpt last.ckpt previous.ckpt (`lm.runs.checkpoint`)
+  wandb/             the files of Weights & Biases, unless log.wandb is disabled
   .lock              locked by the process that trains
 
 Training may be killed at any moment, so each file is either replaced atomically or only appended to, and a checkpoint

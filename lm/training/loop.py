@@ -34,7 +34,8 @@ class Batch(NamedTuple):
 
 def train(model: LanguageModel, corpus: Corpus | Copying, config: Config) -> Iterator[float]:
     """Train for `config.trainer.max_steps` steps in float32. Yields the loss of each step, in nats per character."""
-    steps, parts = config.trainer.max_steps or 0, config.trainer.accumulate
+    assert config.trainer.max_steps, "a budget of minutes needs the clock of lm.training.task"
+    steps, parts = config.trainer.max_steps, config.trainer.accumulate
     optimizer = make_optimizer(model, config.optim)
     states: dict[int, ModelState] = {}
     for step in range(steps):
