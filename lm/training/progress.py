@@ -27,18 +27,17 @@ class ProgressBar(pl.callbacks.ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.last_plain = time.monotonic()
         if sys.stderr.isatty() and trainer.is_global_zero:
-            form = "{percentage:3.0f}% {bar:20} {postfix}"
+            form = "{percentage:3.0f}% {bar:20} {desc}"
             self.bar = tqdm(total=1.0, bar_format=form, mininterval=0.2, dynamic_ncols=True, file=sys.stderr)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         progress = min(1.0, pl_module.clock.progress(trainer.global_step))
+        text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
         if self.bar is not None:
-            text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
-            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.set_description_str(text, refresh=False)
             self.bar.update(progress - self.bar.n)
         elif trainer.is_global_zero and time.monotonic() - self.last_plain >= self.PLAIN_EVERY:
             self.last_plain = time.monotonic()
-            text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
             print(f"{progress:4.0%}  {text}", file=sys.stderr, flush=True)
 
     def _text(self, progress: float, step: int, seconds: float) -> str:
@@ -48,16 +47,17 @@ class ProgressBar(pl.callbacks.ProgressBar):
         parts += [f"val {latest['val/loss']:.3f}"] if "val/loss" in latest else []
         parts += [f"accuracy {latest['val/accuracy']:.1%}"] if "val/accuracy" in latest else []
         parts += [f"{latest['chars_per_second'] / 1000:.1f}k chars/s"] if "chars_per_second" in latest else []
-        if progress > 0:
+        if 0 < progress < 1:
             left = seconds * (1 - progress) / progress
             parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
         return ", ".join(parts)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.bar is not None:
+            self.on_train_batch_end(trainer, pl_module)  # with the results of the last validation
             self.bar.refresh()
             self.bar.close()
             self.bar = None
 
-    def on_exception(self, *_: Any) -> None:
-        self.on_train_end()
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
