@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BETTER = {"val/loss": min, "val/loss_streaming": min, "val/accuracy": max}
 """Metrics of which summary.json has the best value."""
+RESTORED = ("loss_sum", "loss_count", "last_row", "latest", "best", "best_step")
+"""Attributes of `Recorder` that a resumed run goes on with."""
 
 
 class Recorder(Callback):
@@ -50,13 +52,9 @@ class Recorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "seconds": self.task.clock.seconds,
+            **{name: getattr(self, name) for name in RESTORED},
             "loss_sum": self._gather_loss_sums().cpu(),
-            "loss_count": self.loss_count,
-            "last_row": self.last_row,
-            "latest": self.latest,
-            "best": self.best,
-            "best_step": self.best_step,
+            "seconds": self.task.clock.seconds,
             "corpus": self.corpus.digest,
             "sizes": self.run.sync() if self.task.global_rank == 0 else {},
         }
@@ -70,8 +68,7 @@ class Recorder(Callback):
         return torch.stack(sums)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        own = ("loss_sum", "loss_count", "last_row", "latest", "best", "best_step")
-        vars(self).update({name: value for name, value in state.items() if name in own})
+        vars(self).update({name: value for name, value in state.items() if name in RESTORED})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.began = True
