@@ -93,8 +93,6 @@ class Run:
         self.write("config.yaml", config.to_yaml())
         with writing(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
-            for part in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
-                part.unlink()
         self.write("tokenizer.json", tokenizer.to_json())
         self.write("environment.json", json.dumps(history, indent=2) + "\n")
         for name in APPENDED:
@@ -114,6 +112,8 @@ class Run:
     def lock(self) -> None:
         """Keep other trainers out until `unlock` or the end of this process, even if it is killed.
 
+        Files that a killed trainer left half written are removed: whoever holds the lock is the only writer.
+
         Raises:
             UserError: another process has locked it.
         """
@@ -122,6 +122,8 @@ class Run:
         try:
             with writing(self.path / ".lock"):
                 self._lock = acquire_lock(self.path / ".lock")
+                for part in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
+                    part.unlink()
         except UserError as error:
             if not isinstance(error.__cause__, BlockingIOError):
                 raise

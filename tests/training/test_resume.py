@@ -77,6 +77,14 @@ def test_a_finished_run_needs_a_larger_budget(run_train, capsys):
     assert (run / "metrics.csv").read_bytes() == before
 
 
+def test_half_written_files_are_removed_on_resuming_a_finished_run(run_train):
+    run = run_train("a", "--trainer.max_steps", "2")
+    for part in (run / ".summary.json.1-abc.part", run / "checkpoints" / ".last.ckpt.1-abc.part"):
+        part.write_text("half")
+    assert train(["--runs", str(run.parent), "--resume", "a"]) == 0
+    assert not list(run.rglob("*.part"))
+
+
 def test_a_budget_that_is_used_up_already_is_refused(cut, capsys):
     assert train(["--resume", str(cut.path), "--trainer.max_steps", "5"]) == 2
     error = capsys.readouterr().err
