@@ -44,6 +44,7 @@ class Task(pl.LightningModule):
         return make_optimizer(self.model, self.config.optim)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the random numbers of a part, and set the learning rate of its step."""
         seed_part(self.config.seed, self.global_step, batch.part, self.global_rank)
         progress = self.clock.progress(self.global_step)
         if self.trainer.world_size > 1 and self.clock.budget.max_steps is None:

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from lm.config.options import DataConfig
-from lm.corpora.sources import find_files, read_pieces, read_text
+from lm.corpora.sources import find_files, read_pieces, read_text, read_texts
 from lm.files import UserError
 from tests.commands import ROOT
 from tests.corpora.conftest import load, text_of
@@ -173,3 +173,40 @@ def test_the_hub_is_asked_after_a_local_table(tmp_path):
         thread.join()
     assert lines[0] == "260 characters, 7 distinct" and "doesn't exist on the Hub" in lines[1]
     assert any("/datasets/nobody/no-such-data-set/" in path for path in FakeHub.asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "text"),
+    [
+        ({}, {"path": "a/b", "split": None, "revision": None}, "one, \ntwo; \nthree."),
+        ({"split": "test"}, {"path": "a/b", "split": "test", "revision": None}, "three."),
+        ({"revision": "v2"}, {"path": "a/b", "split": None, "revision": "v2"}, "one, \ntwo; \nthree."),
+        ({"column": "other"}, {"path": "a/b", "split": None, "revision": None}, "1\n2\n3"),
+        (
+            {"corpus": "hf://datasets/a/b/c.parquet"},
+            {"path": "parquet", "split": None, "data_files": "hf://datasets/a/b/c.parquet"},
+            "one, \ntwo; \nthree.",
+        ),
+        (
+            {"corpus": "hf://datasets/a/b/c.md"},
+            {"path": "text", "split": None, "data_files": "hf://datasets/a/b/c.md"},
+            "one, \ntwo; \nthree.",
+        ),
+    ],
+)
+def test_options_of_a_hub_corpus(options, asked, text, monkeypatch):
+    import datasets
+
+    tables = {
+        "train": datasets.Dataset.from_dict({"text": ["one, ", "two; "], "other": ["1", "2"]}),
+        "test": datasets.Dataset.from_dict({"text": ["three."], "other": ["3"]}),
+    }
+    calls = []
+
+    def load_dataset(path, split=None, **more):
+        calls.append({"path": path, "split": split, **more})
+        return tables[split] if split else datasets.DatasetDict(tables)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    config = DataConfig(**({"corpus": "a/b"} | options))
+    assert "".join(read_texts(config, [])) == text and calls == [asked]

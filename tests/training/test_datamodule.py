@@ -10,6 +10,7 @@ import torch
 from lm.config.options import COPYING
 from lm.config.resolve import parse
 from lm.corpora import corpus as corpora
+from lm.corpora.batches import Windows
 from lm.corpora.copying import IGNORED
 from lm.training.datamodule import Batches, CorpusDataModule
 from lm.training.loop import make_batch
@@ -54,6 +55,18 @@ def test_windows_are_dealt_out_and_the_sequence_is_read_by_all(config, world_siz
         assert np.array_equal(torch.cat([y for _, y in read], 1)[0], corpus.validation[1:]) and len(read) == len(
             sequence
         )
+
+
+def test_pieces_are_not_made_before_they_are_read(config, monkeypatch):
+    """A list of them would hold the split twice, with eight bytes a character."""
+    data = CorpusDataModule(corpora.load(config.data), config)
+    data.trainer = device(0, 1)
+    made, make = [], Windows.__getitem__
+    monkeypatch.setattr(Windows, "__getitem__", lambda self, index: made.append(index) or make(self, index))
+    windows, sequence = map(iter, data.val_dataloader())
+    assert made == []
+    next(windows), next(sequence)
+    assert made == [0, 0]
 
 
 def test_a_device_without_a_piece_gets_one_that_scores_nothing(config):

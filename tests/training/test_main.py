@@ -1,6 +1,7 @@
 """`char-lm train` from end to end: what a run leaves, what it prints, and when it refuses to start."""
 
 import json
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from lm import load
 from lm.runs.folder import Run
 from lm.runs.metrics import AXES, VALUES
 from tests.commands import train
+from tests.conftest import SMALL
 from tests.harness.crash import differences, metrics
 from tests.training.conftest import rows
 
@@ -130,3 +132,10 @@ def test_ctrl_c_before_training_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lm.corpora.corpus.load_corpus", interrupted)
     assert train(["--runs", str(tmp_path), "--name", "a"]) == 130
     assert capsys.readouterr().err == "interrupted\n" and not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_name_is_named_by_its_mixers_and_the_time(tmp_path, corpus):
+    words = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path / "runs"), "--trainer.max_steps", "1"]
+    assert train([*words, "--model.mixer", "[mingru, attention]", "--model.options.window", "7"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"mingru\+attention-\d{8}-\d{6}", run.name) and Run(run).config().name == run.name
