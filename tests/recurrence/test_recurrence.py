@@ -82,6 +82,22 @@ def test_the_share_of_the_past_has_all_its_digits(backend, name):
     assert (wrong / exact).max() < 2e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_outputs_are_rounded_as_torch_does(backend, dtype):
+    """h_1 = h0 for a = 1 and b = 0. Numbers of every size, those half-way between two of the type, and the largest."""
+    numbers = (
+        torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    )  # all of the type
+    numbers = numbers[numbers.isfinite()].sort().values
+    half_way = numbers[:-1] + (numbers[1:] - numbers[:-1]) / 2
+    others = torch.tensor([65504.0, 65519.0, 65520.0, 65536.0, 1e-8, 2.0**-25, 3e38, INF, -INF])
+    h0 = torch.cat([numbers, half_way, half_way.nextafter(torch.tensor(INF)), others])
+    h0 = h0[(h0 == 0) | (h0.abs() >= torch.finfo(torch.float32).tiny)][None]
+    a = torch.ones(1, 1, h0.shape[1], dtype=dtype)
+    h, _ = recurrence.linear_scan(a, torch.zeros_like(a), h0)
+    assert torch.equal(h[0], h0.to(dtype))
+
+
 @pytest.mark.parametrize("f, i, keep", [(-INF, 0, 0), (0, -INF, 1), (INF, 0, 2 / 3), (0, INF, 1 / 3), (-200, -300, 1)])
 def test_minlstm_of_infinite_logits(backend, f, i, keep):
     h, _ = recurrence.minlstm_scan(torch.tensor([[[f, i, 1.5]]]), torch.full((1, 1), 7.0))
