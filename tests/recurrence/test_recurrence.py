@@ -96,6 +96,9 @@ def test_outputs_are_rounded_as_torch_does(backend, dtype):
     a = torch.ones(1, 1, h0.shape[1], dtype=dtype)
     h, _ = recurrence.linear_scan(a, torch.zeros_like(a), h0)
     assert torch.equal(h[0], h0.to(dtype))
+    nan = torch.tensor([[0x7FFFFFFF]], dtype=torch.int32).view(torch.float32)  # rounding its bits up would give -0
+    h, _ = recurrence.linear_scan(a[..., :1], torch.zeros_like(a[..., :1]), nan)
+    assert h.isnan().all()
 
 
 @pytest.mark.parametrize("f, i, keep", [(-INF, 0, 0), (0, -INF, 1), (INF, 0, 2 / 3), (0, INF, 1 / 3), (-200, -300, 1)])
