@@ -79,7 +79,8 @@ def test_the_share_of_the_past_has_all_its_digits(backend, name):
     exact = 1 / (1 + odds)
     wrong = (h[0, 0].double() - exact).abs()
     assert wrong[k < -6].max() < 0.51 * 2**-24 + 2e-9
-    assert (wrong / exact).max() < 2e-6
+    rounded = backend == "portable" and name == "minlstm_scan"  # its k, up to 25, is a difference of rounded numbers
+    assert (wrong / exact).max() < (2e-6 if rounded else 4e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -99,6 +100,15 @@ def test_outputs_are_rounded_as_torch_does(backend, dtype):
     nan = torch.tensor([[0x7FFFFFFF]], dtype=torch.int32).view(torch.float32)  # rounding its bits up would give -0
     h, _ = recurrence.linear_scan(a[..., :1], torch.zeros_like(a[..., :1]), nan)
     assert h.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_inputs_of_half_types_are_read_exactly(backend, dtype):
+    """h_1 = b for a = 0, with every b that the type has but NaN; bfloat16's smallest ones can be flushed to zero."""
+    b = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    b = b[~b.isnan() & ((b == 0) | (b.float().abs() >= torch.finfo(torch.float32).tiny))][None, None]
+    _, last = recurrence.linear_scan(torch.zeros_like(b), b)
+    assert torch.equal(last, b[0].float()) and last.isinf().sum() == 2
 
 
 @pytest.mark.parametrize("f, i, keep", [(-INF, 0, 0), (0, -INF, 1), (INF, 0, 2 / 3), (0, INF, 1 / 3), (-200, -300, 1)])
