@@ -13,7 +13,7 @@ test: .venv/ready-test
 results: .venv/ready
 	$(BIN)/char-lm sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
 	$(BIN)/char-lm compare runs/comparison --insert README.md
-	$(BIN)/char-lm document README.md#sample char-lm generate runs/comparison/mingru-seed1 --prompt ROMEO: --seed 5 --chars 240
+	$(BIN)/char-lm document README.md#sample char-lm generate runs/comparison/mingru-seed1 --prompt ROMEO: --seed 5 --chars 200
 	$(BIN)/char-lm evaluate data/pretrained --insert README.md#pretrained
 	$(BIN)/char-lm evaluate data/pretrained --weights int8 --insert README.md#int8
 
