@@ -59,6 +59,16 @@ MODELS = {
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1e4])
+def test_the_norm_of_small_and_large_numbers(size):
+    """An embedding of which the norm's epsilon makes most, or nothing."""
+    model = make()
+    model.embedding.weight *= size
+    state, ids = random_state(model, 2), torch.tensor([1, 2])
+    assert close(Packed(model).step(ids, state), model.step(ids, state))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_steps_equal_the_slow_twin(options):
     model = make(**options)
