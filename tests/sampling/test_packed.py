@@ -18,6 +18,7 @@ from lm.sampling.packed import WEIGHTS, Packed, pack
 from tests.commands import ROOT
 
 pytestmark = pytest.mark.filterwarnings("error")
+INF = float("inf")
 
 
 def make(mixer="mingru", vocabulary=65, width=48, layers=2, mlp="relu2", **options):
@@ -234,6 +235,16 @@ def test_strided_inputs():
     many = tuple(tuple(part.expand(3, *part.shape[1:]) for part in layer) for layer in one)
     ids = torch.arange(6)[::2]
     assert close(fast.step(ids, many), model.step(ids, many))
+
+
+@torch.inference_mode()
+def test_writing_takes_the_first_of_equal_logits_and_none_of_no_probability():
+    fast = Packed(make(vocabulary=6))
+    logits = torch.tensor([[-INF, 1.0, 3.0, 3.0, -INF, 9.0]])  # the last is the unknown, which is never written
+    for temperature, uniform, expected in ((0.0, 0.9, 2), (1.0, 0.0, 1), (1.0, 0.999999, 3)):
+        number = torch.full((1, 1), uniform, dtype=torch.float64)
+        ids, _, _ = fast.write(logits, fast.init_state(1), number, temperature)
+        assert ids.item() == expected
 
 
 @torch.inference_mode()
