@@ -3,7 +3,8 @@
     peers   batch 1: ours packed (float32, bfloat16, int8) and by `LanguageModel.step`, against others' samplers of
             models of that size, and against the chain of matrix-vector products: every matrix of our model but the
             embedding once, in torch, and nothing else
-    batch   many samples at once, over batch 1 and over the arithmetic's limit: torch's product of large matrices
+    batch   many samples at once, over batch 1 and over the limits of arithmetic: torch's product of large matrices and
+            the processor's multiply-adds, both in float32, in which our native code computes
     length  time per character and memory after so many generated characters, per mixer
 
 Every contender draws its characters from softmax(logits / temperature): ours by `lm.sampling.text.write`, which
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from lm.bench import measure, models, options, peers
 from lm.bench.measure import RefusedError, Row
+from lm.bench.peak import Limits
 from lm.bench.train import VOCABULARY, make_minlm, make_ours, require_minlm
 from lm.config.options import Weights
 from lm.corpora.tokenizer import CharTokenizer
@@ -175,13 +177,14 @@ def compare_batches(weights: Weights, arguments: options.Sample) -> tuple[None, 
     model = make("mingru", arguments.widths[0], arguments)
     fast = packed(model, weights)
     calls: dict[str, measure.Call] = {str(b): Writer(fast, b, arguments.chars) for b in (1, arguments.batch)}
-    calls["sgemm"] = measure.gemm_call(GEMM, dtype, device)
+    limits = Limits(GEMM, dtype, device)
+    calls |= limits.calls
     times = measure.in_turns(calls, arguments.repeat, device)
     one, many = ([batch * arguments.chars / t for t in times[str(batch)]] for batch in (1, arguments.batch))
     rate = measure.median(many)
     flops = 2 * sum(linear.weight.numel() for linear in linears(model)) * rate
-    limits = {"flops_per_second": flops, "of_sgemm": flops * measure.median(times["sgemm"]) / (2 * GEMM**3)}
-    return None, {"one": one, "many": many, "ratio": rate / measure.median(one), **limits}
+    shares = limits.shares(flops, times)
+    return None, {"one": one, "many": many, "ratio": rate / measure.median(one), "flops_per_second": flops, **shares}
 
 
 def resident() -> int | None:
@@ -242,7 +245,8 @@ def report_batch(arguments: options.Sample) -> list[Row]:
         {f"ours, {each}": functools.partial(compare_batches, each, arguments) for each in get_args(Weights)}
     )
     print(f"\nbatch {arguments.batch} over batch 1, width {arguments.widths[0]}, characters/s of all together")
-    header = ("", "batch 1", "[min-max]", f"batch {arguments.batch}", "[min-max]", "ratio", "GFLOP/s", "of sgemm")
+    many = (f"batch {arguments.batch}", "[min-max]", "ratio", "GFLOP/s", "of sgemm", "of peak")
+    header = ("", "batch 1", "[min-max]", *many)
     measure.print_table(header, rows, batch_row)
     return rows
 
@@ -272,7 +276,8 @@ def peer_row(row: Row) -> tuple[str, ...]:
 
 def batch_row(row: Row) -> tuple[str, ...]:
     """The cells of one kind of weights."""
-    limits = f"{row['flops_per_second'] / 1e9:.0f}", f"{row['of_sgemm']:.0%}"
+    shares = (number(row[key], ".0%") for key in ("of_sgemm", "of_peak"))
+    limits = f"{row['flops_per_second'] / 1e9:.0f}", *shares
     return *rate(row["one"]), *rate(row["many"]), number(row["ratio"], ".1f"), *limits
 
 

@@ -2,7 +2,8 @@
 
 `mingru, gelu` computes the same function as minLM: the two are compared on equal weights before anything is timed.
 `mingru` has the default MLP instead, squared ReLU. GFLOP/s counts 6 x parameters x characters, whatever a mixer does
-beside its matrices.
+beside its matrices. `of sgemm` and `of peak` are shares of torch's product of large matrices and of the processor's
+multiply-adds.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lm.bench import measure, models, options, peers
 from lm.bench.measure import Row
+from lm.bench.peak import Limits
 from lm.config.options import OptimConfig
 from lm.mixers import MIXERS
 from lm.model import LanguageModel
@@ -22,10 +24,7 @@ from lm.report.format import number
 from lm.training.loss import nll
 from lm.training.optim import make_optimizer
 
-HEADER = (
-    *("", "parameters", "forward + backward ms", "characters/s", "GFLOP/s", "of sgemm", "x minLM"),
-    "optimiser step ms",
-)
+HEADER = ("", "parameters", "forward + backward ms", "chars/s", "GFLOP/s", "of sgemm", "of peak", "x minLM")
 YARDSTICK = "minGRU-pytorch minLM"
 VOCABULARY = 65
 EXPANSION = 2.0
@@ -123,12 +122,13 @@ def optimizer_step(step: Step, name: Literal["muon", "adamw"]) -> measure.Call:
     return make_optimizer(step.model, OptimConfig(name=name)).step
 
 
-def compare(size: tuple[int, ...], arguments: options.Train) -> tuple[list[float], list[Row]]:
-    """The times of the matrix product, and one row per contender."""
+def compare(size: tuple[int, ...], arguments: options.Train) -> tuple[dict[str, list[float]], Limits, list[Row]]:
+    """All times by name, the limits, and one row per contender."""
     device, dtype = measure.device_and_type(arguments)
     torch.manual_seed(0)
     ids = torch.randint(VOCABULARY, (size[0], size[1] + 1), device=device)
-    calls: dict[str, measure.Call] = {"sgemm": measure.gemm_call(arguments.gemm, dtype, device)}
+    limits = Limits(arguments.gemm, dtype, device)
+    calls = dict(limits.calls)
     steps, rows = measure.prepare(
         {name: partial(prepare, name, ids, arguments) for name in contenders(arguments)}, size=size
     )
@@ -137,29 +137,28 @@ def compare(size: tuple[int, ...], arguments: options.Train) -> tuple[list[float
         if arguments.optimizer and name != YARDSTICK:
             calls[f"{name} optimiser"] = optimizer_step(step, arguments.optimizer)
     times = measure.in_turns(calls, arguments.repeat, device)
-    known, limit = times.get(YARDSTICK), 2 * arguments.gemm**3 / measure.median(times["sgemm"])
+    known = times.get(YARDSTICK)
     for row in rows:
         if "skipped" not in row:
             row |= {"both": times[row["name"]], "optimiser": times.get(f"{row['name']} optimiser")}
             seconds = measure.median(row["both"])
             rate = size[0] * size[1] / seconds
             flops = 6 * row["parameters"] * rate
-            row |= {"characters_per_second": rate, "flops_per_second": flops, "of_sgemm": flops / limit}
+            row |= {"characters_per_second": rate, "flops_per_second": flops, **limits.shares(flops, times)}
             row["speedup"] = measure.median(known) / seconds if known else None
-    return times["sgemm"], rows
+    return times, limits, rows
 
 
 def run(arguments: options.Train) -> Row:
     """All models at all sizes."""
     about = measure.heading("Whole models: forward + backward", arguments)
+    header = (*HEADER, "optimiser ms") if arguments.optimizer else HEADER
     results = []
     for B, T in measure.sizes(arguments.sizes, "BT"):
-        sgemm, rows = compare((B, T), arguments)
-        rate = 2e-9 * arguments.gemm**3 / measure.median(sgemm)
-        n = arguments.gemm
-        print(f"\nB={B} T={T:,}; a {n} x {n} matrix product takes {measure.spread(sgemm)} ms = {rate:,.1f} GFLOP/s")
-        measure.print_table(HEADER, rows, table_row)
-        results.append({"size": (B, T), "sgemm": sgemm, "sgemm_flops_per_second": 1e9 * rate, "rows": rows})
+        times, limits, rows = compare((B, T), arguments)
+        print(f"\nB={B} T={T:,}; {limits.describe(times)}")
+        measure.print_table(header, rows, lambda row: table_row(row)[: len(header) - 1])
+        results.append({"size": (B, T), "sgemm": times["sgemm"], **limits.columns(times), "rows": rows})
     return {"conditions": about, "results": results}
 
 
@@ -171,6 +170,7 @@ def table_row(row: Row) -> tuple[str, ...]:
         f"{row['characters_per_second']:,.0f}",
         f"{row['flops_per_second'] / 1e9:,.1f}",
         number(row["of_sgemm"], ".0%"),
+        number(row["of_peak"], ".0%"),
         number(row["speedup"]),
         measure.spread(row["optimiser"]) if row["optimiser"] else "-",
     )

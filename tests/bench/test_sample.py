@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from lm.bench import models, sample
+from lm.bench import models, peak, sample
 from tests.bench.conftest import by_name
 
 
@@ -51,8 +51,9 @@ def test_writers_go_on_where_they_are():
     assert (states[0][0] != states[2][0]).any()
 
 
-def test_ratios(bench, timings):
+def test_ratios(bench, timings, monkeypatch):
     """100 characters a call, or 2 where each takes long."""
+    monkeypatch.setattr(peak, "multiply_adds", lambda dtype: 1e6)
     timings({"ours, float32": [0.5, 1.0, 4.0], sample.CHAIN: [0.25], sample.MINLM: [0.5], "5": [2.0], "1": [0.5]}, 4.0)
     result, out = bench("sample", "--parts", "peers", "batch")
     rows = by_name(result["peers"])
@@ -70,6 +71,7 @@ def test_ratios(bench, timings):
     )
     assert batch["flops_per_second"] == 2 * matrices * 250
     assert batch["of_sgemm"] == pytest.approx(2 * matrices * 250 / (2 * 1024**3 / 4))
+    assert batch["of_peak"] == pytest.approx(2 * matrices * 250 / (1e6 / 4)) and "of peak" in out
 
 
 def test_peers_draw_at_the_temperature():

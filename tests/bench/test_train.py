@@ -1,8 +1,9 @@
 """`char-lm bench train` at tiny sizes."""
 
 import pytest
+import torch
 
-from lm.bench import models, train
+from lm.bench import models, peak, train
 from tests.bench.conftest import by_name
 
 
@@ -35,14 +36,25 @@ def test_train_refuses_a_minlm_that_differs(bench, monkeypatch):
     assert rows["mingru"]["speedup"] is None
 
 
-def test_ratios(bench, timings):
-    """64 characters in 2 s, by matrices that another 128 x 128 product would multiply in 1 s."""
-    timings({"gru": [1.0, 2.0, 5.0], train.YARDSTICK: [3.0], "sgemm": [1.0], "gru optimiser": [0.5]})
+def test_ratios(bench, timings, monkeypatch):
+    """64 characters in 2 s; a 128 x 128 product takes 1 s, and 4e6 multiply-adds take 2 s."""
+    monkeypatch.setattr(peak, "multiply_adds", lambda dtype: 8e6)
+    times = {"gru": [1.0, 2.0, 5.0], train.YARDSTICK: [3.0], "sgemm": [1.0], "peak": [2.0], "gru optimiser": [0.5]}
+    timings(times)
     result, out = bench("train", "--mixers", "gru", "--optimizer", "adamw")
     row = by_name(result["results"][0]["rows"])["gru"]
     model = models.make("gru", 32, 1, 65, expansion=2.0)
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
     assert row["characters_per_second"] == 32 and row["flops_per_second"] == 6 * row["parameters"] * 32
     assert row["of_sgemm"] == pytest.approx(6 * row["parameters"] * 32 / (2 * 128**3))
+    assert row["of_peak"] == pytest.approx(6 * row["parameters"] * 32 / 4e6) and "of peak" in out
     assert row["speedup"] == 1.5 and row["optimiser"] == [0.5] and "500.0 [500.0-500.0]" in out
     assert result["results"][0]["sgemm_flops_per_second"] == pytest.approx(2 * 128**3)
+    assert result["results"][0]["peak_flops_per_second"] == 4e6
+
+
+def test_the_peak_is_that_of_the_type(bench, monkeypatch):
+    asked = []
+    monkeypatch.setattr(peak, "multiply_adds", asked.append)
+    _, out = bench("train", "--mixers", "mingru", "--dtype", "bfloat16", "--repeat", "1")
+    assert set(asked) == {torch.bfloat16} and "optimiser" not in out
