@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from lm.bench import measure, options
+from lm.bench import measure, options, trainings
 from lm.config.options import Config
 from lm.config.resolve import parse
 from lm.corpora.corpus import load_corpus
-from lm.files import UserError, read_text
+from lm.files import UserError
 from lm.model import LanguageModel
-from lm.runs.metrics import read_rows
+from lm.runs.load import load
 from lm.training.loop import train
 
 
@@ -29,24 +29,21 @@ def bare_loop(config: Config) -> tuple[float, LanguageModel]:
 
 def whole_command(steps: int, words: list[str]) -> tuple[float, LanguageModel]:
     """The same by `char-lm train` as it runs by default: wandb offline, metrics, a progress bar."""
-    from lm.runs.load import load
-    from lm.training.main import main
-
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "a"
-        words = [*words, "--runs", folder, "--name", "a", "--eval.every", "1000000", "--trainer.max_steps", str(steps)]
-        words += ["--log.every", str(min(10, max(1, steps // 3)))]  # the default, unless the run is shorter
-        if code := main(words):
-            raise UserError(f"char-lm train ended with code {code}")
-        rows, _ = read_rows(read_text(run / "metrics.csv"))
-        first, *_, last = (row for row in rows if "train/loss" in row)
-        model, _ = load(run / "checkpoints" / "last.ckpt")
-    return (last["train_seconds"] - first["train_seconds"]) / (last["step"] - first["step"]), model
+        run = trainings.train_here(Path(folder), "a", steps, words)
+        return trainings.seconds_per_step(run), load(run / "checkpoints" / "last.ckpt")[0]
+
+
+def require_same(bare: LanguageModel, trained: LanguageModel) -> None:
+    """Raises UserError if the weights of both differ in a bit."""
+    for (name, p), q in zip(bare.named_parameters(), trained.parameters(), strict=True):
+        if not torch.equal(p, q):
+            raise UserError(f"char-lm train and the bare loop differ in {name}: nothing to compare")
 
 
 def run(arguments: options.Overhead) -> measure.Row:
     """Alternate both and compare their medians, after making sure that they end with the same weights."""
-    words = ["--trainer.accelerator", "cpu"]
+    words = ["--trainer.accelerator", "cpu", "--trainer.precision", "32"]  # those of lm.training.loop
     config = parse([*words, "--trainer.max_steps", str(arguments.steps)])
     bare, ours = [], []
     for _ in range(arguments.repeat):
@@ -54,9 +51,7 @@ def run(arguments: options.Overhead) -> measure.Row:
         bare.append(seconds)
         seconds, trained = whole_command(arguments.steps, words)
         ours.append(seconds)
-        for (name, p), q in zip(model.named_parameters(), trained.parameters(), strict=True):
-            if not torch.equal(p, q):
-                raise UserError(f"char-lm train and the bare loop differ in {name}: nothing to compare")
+        require_same(model, trained)
     ratio = statistics.median(ours) / statistics.median(bare)
     rows = [{"name": "bare loop", "times": bare}, {"name": "char-lm train", "times": ours}]
     measure.print_table(("", "ms/step", "all runs"), rows, table_row)

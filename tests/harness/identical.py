@@ -7,27 +7,22 @@ speed is compared. Prints a line per mixer; exit code 1 if any differs.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from lm.bench.trainings import TREE, checkout, train_at
 from lm.mixers import MIXERS
-from tests.commands import ROOT
 from tests.harness.crash import metrics
 
 OPTIONS = "--seed 1 --trainer.accelerator cpu --trainer.precision 32 --log.wandb disabled --eval.every 150".split()
 
 
-def train_at(checkout: Path, runs: Path, mixer: str, steps: int) -> list[dict[str, str]]:
+def rows_of(tree: Path, runs: Path, mixer: str, steps: int) -> list[dict[str, str]]:
     """Train with the train.py of a checkout. Returns the rows of metrics.csv."""
-    name = f"{mixer}-{checkout.name}"
+    name = f"{mixer}-{tree.name}"
     words = [*OPTIONS, "--model.mixer", mixer, "--trainer.max_steps", str(steps), "--runs", str(runs), "--name", name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
-    subprocess.run(
-        [sys.executable, "train.py", *words], cwd=checkout, env=environment, check=True, stderr=subprocess.DEVNULL
-    )
+    train_at(tree, words, OMP_NUM_THREADS="1")
     return metrics(runs / name)
 
 
@@ -37,13 +32,10 @@ def main() -> int:
     parser.add_argument("--mixers", nargs="+", default=list(MIXERS))
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        other = Path(folder, "other")
-        subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, other], check=True)
-        subprocess.run(["git", "checkout", "--quiet", arguments.commit], cwd=other, check=True)
+    with tempfile.TemporaryDirectory() as folder, checkout(arguments.commit) as other:
         failed = 0
         for mixer in arguments.mixers:
-            theirs, ours = (train_at(tree, Path(folder), mixer, arguments.steps) for tree in (other, ROOT))
+            theirs, ours = (rows_of(tree, Path(folder), mixer, arguments.steps) for tree in (other, TREE))
             failed |= theirs != ours
             last = next(row["val/loss"] for row in reversed(ours) if row["val/loss"])
             verdict = "DIFFERENT" if theirs != ours else "identical"
