@@ -5,7 +5,7 @@ import inspect
 import json
 from pathlib import Path
 
-from lm.bench.options import BENCHMARKS, Common, Quick
+from lm.bench.options import BENCHMARKS, Common, Quick, Step
 from lm.config.command import Parser, command_line
 from lm.config.fields import fields, nearest
 from lm.files import UserError, atomic_write
@@ -34,13 +34,29 @@ def main(words: list[str]) -> int:
 
 def read(name: str, words: list[str]) -> Common:
     """The options of a benchmark: the command line over --quick over the defaults."""
-    kind = BENCHMARKS[name]
-    given = Parser(f"char-lm bench {name}", "[--option value ...]", kind).read(words)
+    kind, more = BENCHMARKS[name], {}
+    if issubclass(kind, Step):
+        words, training = split(words, kind)
+        more = {"train": training}
+    usage = "[--option value ...]" + (" [options of char-lm train]" if more else "")
+    given = Parser(f"char-lm bench {name}", usage, kind).read(words) | more
     for width in (given.get("width", 2), *given.get("widths", ())):
         if width % 2:
             raise UserError(f"a width must be even, not {width}")
     quick = {key: mark.value for key, field in fields(kind).items() for mark in field.marks if isinstance(mark, Quick)}
     return kind(**((quick if given.get("quick") else {}) | given))
+
+
+def split(words: list[str], kind: type) -> tuple[list[str], list[str]]:
+    """A command line as the words of the options of `kind`, and all others, each option with its values."""
+    own = {"-h", "--help", *(field.flag for field in fields(kind).values())}
+    parts: tuple[list[str], list[str]] = [], []
+    current = parts[1]
+    for word in words:
+        if word == "-h" or (word.startswith("--") and " " not in word):
+            current = parts[word.split("=")[0] not in own]
+        current.append(word)
+    return parts
 
 
 def overview() -> str:

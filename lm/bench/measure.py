@@ -93,15 +93,16 @@ def precision(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCo
 
 def seconds(call: Call, device: torch.device, times: int = 1) -> float:
     """The mean of so many calls in a row, waiting for the device."""
-    _finish(device)
+    finish(device)
     start = time.perf_counter()
     for _ in range(times):
         call()
-    _finish(device)
+    finish(device)
     return (time.perf_counter() - start) / times
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from lm.config.fields import Count, Natural, Output, Positive, Range
+from lm.config.fields import POSITIONAL, Count, Natural, Output, Positive, Range
 from lm.config.options import MixerName
 
 POWERS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
@@ -64,6 +64,30 @@ class Overhead(Timed, Common):
     steps: Annotated[Count, Quick(20)] = 60
     """steps in one run"""
     repeat: Repeat = 3
+
+
+@dataclass
+class Step(Timed, Common):
+    """One step of `char-lm train`, whose options it takes as well, in parts; or its speed beside another commit's."""
+
+    steps: Annotated[Count, Quick(20)] = 200
+    """steps in one run"""
+    gemm: Annotated[Count, Quick(128)] = 2048
+    """the limit: multiply square matrices of this size"""
+    against: str | None = None
+    """a commit: compare the speed of its train.py with that of this tree, each in a process of its own"""
+    ours: str = ""
+    """options of char-lm train for this tree alone, in quotes: "--trainer.precision 32\""""
+    theirs: str = ""
+    """options of char-lm train for the other commit alone"""
+    train: Annotated[list[str], POSITIONAL] = field(default_factory=list)
+    """options of char-lm train, such as --config FILE or --model.width 64"""
+    repeat: Repeat = 5
+
+    @property
+    def parts(self) -> list[str]:
+        """Which table it is, for the mark in a document."""
+        return ["against"] if self.against else []
 
 
 @dataclass
@@ -177,6 +201,6 @@ class Parameters(Common):
 
 
 BENCHMARKS: dict[str, type[Common]] = {
-    kind.__name__.lower(): kind for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters)
+    kind.__name__.lower(): kind for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step)
 }
 """Each benchmark is the module of its name in this package."""
