@@ -26,7 +26,8 @@ def run(arguments: options.Step) -> Row:
     own, other = shlex.split(arguments.ours), shlex.split(arguments.theirs)
     trainings.config_of([*arguments.train, *own], arguments.steps)  # refuse mistakes before anything is trained
     title = f"{arguments.steps} steps of train.py, this tree and {arguments.against}, in processes of their own"
-    about = measure.heading(title, options.Placed(device="auto")) | {"options": dict(sorted(vars(arguments).items()))}
+    about = measure.heading(title, options.OnDevice(), "precision as below")
+    about |= {"options": dict(sorted(vars(arguments).items()))}
     rows: list[Row] = [{"name": name, "times": []} for name in (arguments.against, OURS)]
     with trainings.checkout(arguments.against) as old:
         for turn in range(arguments.repeat):

@@ -180,14 +180,18 @@ def sizes(words: Iterable[str], axes: str) -> list[tuple[int, ...]]:
     return result
 
 
-def heading(title: str, options: OnDevice) -> Row:
-    """Print what is measured and where. Returns what the numbers depend on, for the JSON."""
+def heading(title: str, options: OnDevice, precision: str = "") -> Row:
+    """Print what is measured and where. Returns what the numbers depend on, for the JSON.
+
+    Args:
+        precision: stands in place of --dtype, where the type is no option of the benchmark.
+    """
     device, dtype = device_and_type(options)
     installed = {package.name: package.version for package in importlib.metadata.distributions()}
     about = {
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": precision or str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

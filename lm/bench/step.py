@@ -135,9 +135,8 @@ def heading(
     """Print what is trained and where. Returns what the numbers depend on."""
     size = f"{config.mixer_name}, {config.model.layers} x {config.model.width}, {model.parameters_total:,} parameters"
     batch = f"{config.data.batch_size} x {config.data.context} characters"
-    name: Any = str(dtype).removeprefix("torch.")
-    placed = options.Placed(device="cuda" if device.type == "cuda" else "cpu", dtype=name)
-    about = measure.heading(f"One step of char-lm train: {size}, {batch}", placed)
+    place = options.OnDevice(device="cuda" if device.type == "cuda" else "cpu")
+    about = measure.heading(f"One step of char-lm train: {size}, {batch}", place, str(dtype).removeprefix("torch."))
     return about | {"options": dict(sorted(vars(arguments).items()))}
 
 

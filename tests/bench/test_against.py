@@ -30,6 +30,7 @@ def test_medians_and_their_ratio(bench, fake):
     result, out = bench("step", "--against", "HEAD", "--repeat", "3", "--steps", "40", "--model.width", "64")
     assert [row["times"] for row in result["results"]] == [[0.5, 0.2, 0.4], [0.1, 0.1, 0.3]]
     assert result["ratio"] == pytest.approx(4) and "this tree / HEAD = 4.000 (steps per second)" in out
+    assert "threads, precision as below, torch" in out and result["conditions"]["options"]["against"] == "HEAD"
     lines = [line.split() for line in out.splitlines() if line.startswith(("HEAD", "this tree"))]
     assert lines[0] == ["HEAD", "32-true", "2.50", "[2.00-5.00]", "400.0", "[200.0-500.0]"]
     assert lines[1] == ["this", "tree", "bf16-mixed", "10.00", "[3.33-10.00]", "100.0", "[100.0-300.0]"]
