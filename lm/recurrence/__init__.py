@@ -12,8 +12,6 @@ Sequences are (B, T, D), states (B, D). `h` has the type of the input. The state
 (float64 for float64 inputs), whatever the input's type, also under autocast.
 """
 
-import importlib
-import os
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -21,35 +19,16 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
-from lm.native.build import BuildError, warn_once
+from lm.native.choice import choose
 from lm.recurrence import cpu, portable, selective
 from lm.recurrence.portable import Kind
 
 __all__ = ["linear_scan", "mingru_scan", "minlstm_scan", "selective_scan"]
 
-BACKENDS = ("auto", "portable", "native", "triton")
-
 
 def kernels(x: Tensor, native: ModuleType = cpu) -> ModuleType:
-    """Choose the module whose kernels compute with x: `native` on a CPU, Triton's on an NVIDIA GPU, else portable ones.
-
-    The environment variable LM_BACKEND overrides this: `portable`; `native`, the kernels of the tensor's device, with
-    an error where `auto` would fall back; or `triton`, on a CPU too (in Triton's interpreter: TRITON_INTERPRET=1).
-    """
-    backend = os.environ.get("LM_BACKEND", "auto")
-    if backend not in BACKENDS:
-        raise ValueError(f"LM_BACKEND is {backend!r}; it can be {', '.join(BACKENDS)}")
-    try:
-        if backend == "triton" or (backend != "portable" and x.device.type == "cuda"):
-            return importlib.import_module("lm.recurrence.cuda")  # imports Triton
-        if backend != "portable" and x.device.type == "cpu" and x.dtype in cpu.TYPES:
-            native.library()
-            return native
-    except (BuildError, ImportError) as error:
-        if backend != "auto":
-            raise
-        warn_once(str(error))
-    return portable
+    """The module whose kernels compute with x, chosen by its device and LM_BACKEND: see `lm.native.choice.choose`."""
+    return choose(x, portable, native, "lm.recurrence.cuda")
 
 
 def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:

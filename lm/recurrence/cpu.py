@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from lm.native.build import Library
+from lm.native.choice import TYPES, thread_count
 from lm.recurrence.portable import Kind, rows
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LARGE = 4 << 20  # bytes from which memory is taken from the pool
-SMALL = 1 << 17  # elements that take one thread longer than it takes to wake another
 
 
 class View(ctypes.Structure):
@@ -73,8 +72,7 @@ def _call(kind: Kind, x: Sequence[Tensor], h: Tensor, h0: Tensor | None) -> tupl
     """The arguments that forward and backward share, and the state (B, D) that will leave the scan."""
     B, T, D = h.shape
     last = h.new_empty((B, D), dtype=torch.float32)
-    threads = min(torch.get_num_threads(), 1 + h.numel() // SMALL)
-    call = Call(kind, TYPES[h.dtype], 0, threads, B, T, D, (View * 3)(*map(view, x)), view(h))
+    call = Call(kind, TYPES[h.dtype], 0, thread_count(h.numel()), B, T, D, (View * 3)(*map(view, x)), view(h))
     call.h0 = None if h0 is None else h0.data_ptr()
     call.last = last.data_ptr()
     return call, last

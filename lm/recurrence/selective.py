@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lm.native.build import Library
+from lm.native.choice import TYPES, thread_count
 from lm.recurrence import portable
-from lm.recurrence.cpu import SMALL, TYPES, View, empty, view
+from lm.recurrence.cpu import View, empty, view
 
 
 class Call(ctypes.Structure):
@@ -62,7 +63,7 @@ def _scan(sequences: tuple[Tensor, ...], grads: dict[str, Tensor], states: dict[
     """Call the kernel: `sequences` are u, delta, B, C and y, or its gradient; with `grads` it goes backward."""
     sequences = tuple(portable.rows(x) for x in sequences)
     u, N = sequences[0], sequences[2].shape[-1]
-    threads = min(torch.get_num_threads(), 1 + u.numel() * N // SMALL)
+    threads = thread_count(u.numel() * N)
     call = Call(TYPES[u.dtype], bool(grads), threads, *u.shape, N, *map(view, sequences))
     for name, x in grads.items():
         setattr(call, name, view(x))
