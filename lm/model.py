@@ -8,11 +8,12 @@ import inspect
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.functional import gelu, relu, silu
+from torch.nn.functional import gelu, silu
 
 from lm.config.options import ModelConfig
 from lm.files import UserError
 from lm.mixers import MIXERS, Mixer, State
+from lm.ops import RMSNorm, squared_relu
 
 ModelState = tuple[State, ...]
 """One mixer state per layer."""
@@ -31,7 +32,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
         if self.kind == "relu2":
-            return self.down(relu(x).square())
+            return self.down(squared_relu(x))
         if self.kind == "gelu":
             return self.down(gelu(x))
         gate, x = x.chunk(2, dim=-1)
@@ -44,9 +45,9 @@ class Block(nn.Module):
     def __init__(self, mixer: Mixer, config: ModelConfig) -> None:
         super().__init__()
         self.mixer = mixer
-        self.norm_mixer = nn.RMSNorm(config.width)
+        self.norm_mixer = RMSNorm(config.width)
         self.mlp = None if config.mlp == "none" else MLP(config.width, config.mlp_expansion, config.mlp)
-        self.norm_mlp = None if self.mlp is None else nn.RMSNorm(config.width)
+        self.norm_mlp = None if self.mlp is None else RMSNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
     def init_state(self, batch: int) -> State:
@@ -80,7 +81,7 @@ class LanguageModel(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         blocks = [Block(mixer, config) for mixer in make_mixers(config)]
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # for mypy
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
         self._init_weights()
 

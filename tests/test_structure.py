@@ -17,6 +17,7 @@ LEVELS = [
     "files",
     "config report native",
     "corpora recurrence",
+    "ops",
     "mixers",
     "model",
     "runs",

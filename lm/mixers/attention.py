@@ -6,9 +6,10 @@ absolute position: the product of two rotations depends on their distance alone 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from lm.mixers.base import Mixer, State
+from lm.ops import rms_norm
 
 
 def rotation(position: Tensor, x: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class Attention(Mixer):
         first = torch.zeros(1, dtype=torch.int64, device="cpu") if state is None else state[2]
         angles = rotation(first[:, None] + torch.arange(T, device=first.device), q)
         q, k = (
-            rotate(rms_norm(x, scale.shape, scale.to(x.dtype)), angles)  # normalised: logits stay bounded
+            rotate(rms_norm(x, scale), angles)  # normalised: logits stay bounded
             for x, scale in ((q, self.query_scale), (k, self.key_scale))
         )
         mask = None

@@ -6,6 +6,8 @@ To add a mixer, write a subclass in a file of its own, and declare it in `lm.con
 import torch
 from torch import Tensor, nn
 
+from lm.ops import causal_convolution
+
 State = tuple[Tensor, ...]
 """The state of a mixer: real tensors with the batch first. Only the mixer that made it knows what they mean."""
 
@@ -50,10 +52,4 @@ class CausalConvolution(nn.Module):
 
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) -> y (B, T, D) and the new past, in x's type."""
-        T = x.shape[1]
-        past = self.init_state(x.shape[0]) if past is None else past
-        padded = torch.cat([past.to(x.dtype), x], dim=1)  # (B, size - 1 + T, D)
-        y = torch.addcmul(self.bias.to(x.dtype), padded[:, -T:], self.weight[-1].to(x.dtype))
-        for i in range(self.size - 1):
-            y = torch.addcmul(y, padded[:, i : i + T], self.weight[i].to(x.dtype))
-        return y, padded[:, T:]
+        return causal_convolution(x, past, self.weight, self.bias)

@@ -19,6 +19,7 @@ from lm.mixers.mingru import MinGRU
 from lm.mixers.minlstm import MinLSTM
 from lm.model import Block, LanguageModel, ModelState
 from lm.native.build import BuildError, Library, warn_once
+from lm.ops import RMSNorm
 
 WEIGHTS: tuple[str, ...] = get_args(Weights)
 CELLS: dict[type[nn.Module], int] = {MinGRU: 0, MinLSTM: 1}
@@ -254,7 +255,7 @@ def require_supported(model: nn.Module) -> None:
         if block.mlp is None or block.mlp.kind not in MLPS:
             raise UnsupportedError(f"the MLP {block.mlp and block.mlp.kind} has no native step")
     norms = [model.norm, *(norm for block in model.blocks for norm in (block.norm_mixer, block.norm_mlp))]
-    if any(type(norm) is not nn.RMSNorm or norm.weight is None or norm.eps != model.norm.eps for norm in norms):
+    if any(type(norm) is not RMSNorm or norm.weight is None or norm.eps != model.norm.eps for norm in norms):
         raise UnsupportedError("a norm is not RMSNorm")
     for parameter in model.parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:

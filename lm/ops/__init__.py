@@ -1,0 +1,103 @@
+"""Element-wise operations of a block that PyTorch does in several passes, and the choice of their kernels.
+
+    rms_norm(x, weight, eps)                    y = weight x / sqrt(mean(x^2) + eps)
+    squared_relu(x)                             y = max(x, 0)^2
+    causal_convolution(x, past, weight, bias)   y_t = bias + sum over k < K of weight_k x_{t - K + 1 + k}
+
+On a CPU each is one pass over memory, forward and backward (elementwise.c), and PyTorch's operations elsewhere, under
+torch.compile and torch.func, and where types or the compiler do not allow it. The native kernels can be differentiated
+once. Their results do not depend on the number of threads.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lm.native.choice import choose
+from lm.ops import cpu, portable
+
+__all__ = ["RMSNorm", "causal_convolution", "rms_norm", "squared_relu"]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None) -> Tensor:
+    """RMS norm (arXiv 1910.07467) over the last axis: y = weight x / sqrt(mean(x^2) + eps).
+
+    Args:
+        x: (..., D).
+        weight: (D).
+        eps: by default that of the type in which the norm is computed: float64 for float64, else float32.
+
+    Returns:
+        y (..., D) in x's type. Under autocast on a CPU, float32 becomes the type of autocast, to which the next
+        projection would round it.
+    """
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"rms_norm of x {tuple(x.shape)} needs a weight of its last axis, not {tuple(weight.shape)}")
+    dtype = None if x.device.type != "cpu" else _autocast_type(x)
+    if dtype is not None and _native(x, weight):
+        return cpu.rms_norm(x, weight, eps, dtype)
+    return portable.rms_norm(x, weight, eps, dtype)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """Squared ReLU (arXiv 2109.08668): y = max(x, 0)^2, in x's shape and type."""
+    return cpu.squared_relu(x) if _native(x) else portable.squared_relu(x)
+
+
+def causal_convolution(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Depth-wise convolution over the present input and the K - 1 inputs before it.
+
+        y_t = bias + sum over k < K of weight_k x_{t - K + 1 + k}
+
+    Args:
+        x: (B, T, D).
+        past: (B, K - 1, D), the inputs before the first; zeros by default.
+        weight: (K, D), K >= 1; the last row is for the present input.
+        bias: (D).
+
+    Returns:
+        y (B, T, D), and the new past (B, K - 1, D), both in x's type.
+    """
+    _check_convolution(x, past, weight, bias)
+    B, T, D = x.shape
+    K = weight.shape[0]
+    past = x.new_zeros(B, K - 1, D) if past is None else past.to(x.dtype)
+    module = cpu if _native(x, weight, bias) else portable
+    y = module.causal_convolution(x, past, weight, bias)
+    return y, x[:, T - K + 1 :] if T >= K - 1 else torch.cat([past[:, T:], x], dim=1)
+
+
+def _check_convolution(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != x.shape[2]:
+        raise ValueError(f"causal_convolution cannot apply weights {tuple(weight.shape)} to x {tuple(x.shape)}")
+    expected = (x.shape[0], weight.shape[0] - 1, x.shape[2])
+    if past is not None and past.shape != expected:
+        raise ValueError(f"causal_convolution needs past of shape {expected}, not {tuple(past.shape)}")
+    if bias.shape != x.shape[2:]:
+        raise ValueError(f"causal_convolution needs a bias of shape {tuple(x.shape[2:])}, not {tuple(bias.shape)}")
+
+
+class RMSNorm(nn.RMSNorm):
+    """`rms_norm` as a module, with the parameter `weight` (width), initially 1."""
+
+    weight: nn.Parameter
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+def _autocast_type(x: Tensor) -> torch.dtype:
+    """The type in which a projection would read x."""
+    autocast = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if autocast else x.dtype
+
+
+def _native(x: Tensor, *weights: Tensor) -> bool:
+    """Whether the native kernels can compute with x and these weights."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    plain = all(type(y) in (Tensor, nn.Parameter) for y in (x, *weights))  # others may have no memory of their own
+    fits = plain and x.numel() > 0 and all(y.dtype == torch.float32 and y.device == x.device for y in weights)
+    return fits and choose(x, portable, cpu) is cpu

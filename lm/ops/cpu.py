@@ -1,0 +1,164 @@
+"""The operations of `lm.ops` on a CPU: the compiled kernels of elementwise.c as autograd functions.
+
+Inputs are float32, bfloat16 or float16, weights float32; sums are made in float32.
+"""
+
+import ctypes
+from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lm.native.build import Library
+from lm.native.choice import TYPES, thread_count
+from lm.recurrence.cpu import View, empty, view
+from lm.recurrence.portable import rows
+
+
+class Norm(ctypes.Structure):
+    """`norm` of elementwise.c."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("type", "y_type", "threads")),
+        ("eps", c_float),
+        *((name, c_int64) for name in "ND"),
+        *((name, c_void_p) for name in ("x", "weight", "y", "scale", "grad_y", "grad_x", "grad_weight")),
+    ]
+
+
+class Relu2(ctypes.Structure):
+    """`relu2` of elementwise.c."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("type", "threads")),
+        ("count", c_int64),
+        *((name, c_void_p) for name in ("x", "grad_y", "out")),
+    ]
+
+
+class Convolution(ctypes.Structure):
+    """`convolution` of elementwise.c."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("type", "threads")),
+        *((name, c_int64) for name in "BTDK"),
+        *((name, View) for name in ("x", "past", "y", "grad_y", "grad_x", "grad_past")),
+        *((name, c_void_p) for name in ("weight", "bias", "grad_weights")),
+    ]
+
+
+library = Library(
+    Path(__file__).with_name("elementwise.c"),
+    norm_forward=(None, POINTER(Norm)),
+    norm_backward=(c_int, POINTER(Norm)),
+    relu2_apply=(None, POINTER(Relu2)),
+    convolution_forward=(None, POINTER(Convolution)),
+    convolution_backward=(c_int, POINTER(Convolution)),
+)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float | None, dtype: torch.dtype) -> Tensor:
+    """See `lm.ops.rms_norm`; the result has `dtype`."""
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    return _RMSNorm.apply(x.contiguous(), weight.contiguous(), eps, dtype)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """See `lm.ops.squared_relu`."""
+    return _SquaredReLU.apply(x.contiguous())
+
+
+def causal_convolution(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """y of `lm.ops.causal_convolution`; `past` is of x's type."""
+    return _CausalConvolution.apply(x, past, weight.contiguous(), bias.contiguous())
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        y = empty(x.new_empty(0, dtype=dtype), x.shape)
+        scale = x.new_empty(x.shape[:-1], dtype=torch.float32)
+        call = _norm(x, weight, scale, dtype)
+        call.eps, call.y = eps, y.data_ptr()
+        library().norm_forward(call)
+        ctx.save_for_backward(x, weight, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        grad_y = grad_y.contiguous()
+        grad_x, grad_weight = empty(x), torch.empty_like(weight)
+        call = _norm(x, weight, scale, grad_y.dtype)
+        call.grad_y, call.grad_x, call.grad_weight = (y.data_ptr() for y in (grad_y, grad_x, grad_weight))
+        _check(library().norm_backward(call))
+        return grad_x, grad_weight, None, None
+
+
+def _norm(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Norm:
+    """What forward and backward share."""
+    call = Norm(TYPES[x.dtype], TYPES[dtype], thread_count(x.numel()), N=scale.numel(), D=weight.numel())
+    call.x, call.weight, call.scale = x.data_ptr(), weight.data_ptr(), scale.data_ptr()
+    return call
+
+
+class _SquaredReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _relu2(x, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return _relu2(x, grad_y.contiguous())
+
+
+def _relu2(x: Tensor, grad_y: Tensor | None) -> Tensor:
+    out = empty(x)
+    given = None if grad_y is None else grad_y.data_ptr()
+    library().relu2_apply(
+        Relu2(TYPES[x.dtype], thread_count(x.numel()), x.numel(), x.data_ptr(), given, out.data_ptr())
+    )
+    return out
+
+
+class _CausalConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x, past, y = rows(x), rows(past), empty(x)
+        call = _convolution(x, past, weight)
+        call.y, call.bias = view(y), bias.data_ptr()
+        library().convolution_forward(call)
+        ctx.save_for_backward(x, past, weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor):
+        x, past, weight = ctx.saved_tensors
+        K, D = weight.shape
+        grad_y, grad_x, grad_weights = rows(grad_y), empty(x), weight.new_empty(K + 1, D)
+        grad_past = empty(past) if ctx.needs_input_grad[1] else None
+        call = _convolution(x, past, weight)
+        call.grad_y, call.grad_x, call.grad_weights = view(grad_y), view(grad_x), grad_weights.data_ptr()
+        if grad_past is not None:
+            call.grad_past = view(grad_past)
+        _check(library().convolution_backward(call))
+        return grad_x, grad_past, grad_weights[:-1], grad_weights[-1]
+
+
+def _convolution(x: Tensor, past: Tensor, weight: Tensor) -> Convolution:
+    """What forward and backward share."""
+    call = Convolution(TYPES[x.dtype], thread_count(x.numel()), *x.shape, weight.shape[0], view(x), view(past))
+    call.weight = weight.data_ptr()
+    return call
+
+
+def _check(error: int) -> None:
+    if error:
+        raise MemoryError("no memory for the gradients of the weights")

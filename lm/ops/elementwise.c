@@ -1,0 +1,211 @@
+/* The element-wise operations of a block, each in one pass: RMS norm, squared ReLU, causal convolution.
+ *
+ * Rows are read and written in tiles of channels, as floats. Gradients of weights are sums over all rows; they are made
+ * in CHUNKS parts and then added up, so that they do not depend on the number of threads.
+ */
+#include <math.h>
+
+#include "kernel.h"
+
+enum { CHUNKS = 32, TILE = 512 };
+
+/* The number of elements of the tile that begins at the i-th of `count`. */
+INLINE int tile_size(int64_t count, int64_t i) { return count - i < TILE ? count - i : TILE; }
+
+INLINE char *element(int type, const void *data, int64_t i) { return (char *)data + i * size_of(type); }
+
+/* The sum of CHUNKS vectors of n floats. */
+static void add_up(const float *parts, int64_t n, float *sum) {
+    memcpy(sum, parts, n * sizeof(float));
+    for (int chunk = 1; chunk < CHUNKS; chunk++)
+        for (int64_t i = 0; i < n; i++) sum[i] += parts[chunk * n + i];
+}
+
+/* ---- RMS norm: y = weight x / sqrt(mean(x^2) + eps) ---- */
+
+typedef struct {
+    int32_t type, y_type, threads;
+    float eps;
+    int64_t N, D; /* rows and channels */
+    const char *x;
+    const float *weight;
+    char *y;
+    float *scale; /* (N), 1 / sqrt(mean(x^2) + eps) */
+    const char *grad_y;
+    char *grad_x;
+    float *grad_weight;
+} norm;
+
+void norm_forward(const norm *c) {
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int64_t r = 0; r < c->N; r++) {
+        float x_buffer[TILE], y_buffer[TILE], sum = 0;
+        for (int64_t d = 0; d < c->D; d += TILE) {
+            const int n = tile_size(c->D, d);
+            const float *x = read(c->type, element(c->type, c->x, r * c->D + d), n, x_buffer);
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < n; j++) sum += x[j] * x[j];
+        }
+        const float scale = c->scale[r] = 1.0f / sqrtf(sum / c->D + c->eps);
+        for (int64_t d = 0; d < c->D; d += TILE) {
+            const int n = tile_size(c->D, d);
+            const float *x = read(c->type, element(c->type, c->x, r * c->D + d), n, x_buffer), *w = c->weight + d;
+            output y = open_row(c->y_type, element(c->y_type, c->y, r * c->D + d), y_buffer);
+            LOOP(n) y.values[j] = x[j] * scale * w[j];
+            store(c->y_type, y, n);
+        }
+    }
+}
+
+/* With u = x scale and g = weight grad_y: grad_x = scale (g - u mean(u g)), grad_weight = sum over rows of u grad_y. */
+static void norm_backward_row(const norm *c, int64_t r, float *grad_weight) {
+    float x_buffer[TILE], g_buffer[TILE], grad_buffer[TILE], sum = 0;
+    const float scale = c->scale[r];
+    for (int64_t d = 0; d < c->D; d += TILE) {
+        const int n = tile_size(c->D, d);
+        const float *x = read(c->type, element(c->type, c->x, r * c->D + d), n, x_buffer), *w = c->weight + d;
+        const float *g = read(c->y_type, element(c->y_type, c->grad_y, r * c->D + d), n, g_buffer);
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < n; j++) sum += x[j] * scale * (w[j] * g[j]);
+    }
+    const float mean = sum / c->D;
+    for (int64_t d = 0; d < c->D; d += TILE) {
+        const int n = tile_size(c->D, d);
+        const float *x = read(c->type, element(c->type, c->x, r * c->D + d), n, x_buffer), *w = c->weight + d;
+        const float *g = read(c->y_type, element(c->y_type, c->grad_y, r * c->D + d), n, g_buffer);
+        float *total = grad_weight + d;
+        output grad = open_row(c->type, element(c->type, c->grad_x, r * c->D + d), grad_buffer);
+        LOOP(n) {
+            float u = x[j] * scale;
+            grad.values[j] = scale * (w[j] * g[j] - u * mean);
+            total[j] += u * g[j];
+        }
+        store(c->type, grad, n);
+    }
+}
+
+int norm_backward(const norm *c) {
+    float *parts = calloc(CHUNKS * c->D, sizeof(float));
+    if (!parts) return 1;
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int chunk = 0; chunk < CHUNKS; chunk++)
+        for (int64_t r = chunk * c->N / CHUNKS; r < (chunk + 1) * c->N / CHUNKS; r++)
+            norm_backward_row(c, r, parts + chunk * c->D);
+    add_up(parts, c->D, c->grad_weight);
+    free(parts);
+    return 0;
+}
+
+/* ---- squared ReLU ---- */
+
+typedef struct {
+    int32_t type, threads;
+    int64_t count;
+    const char *x, *grad_y;
+    char *out;
+} relu2;
+
+/* max(x, 0)^2, or with grad_y its gradient 2 max(x, 0) grad_y. */
+void relu2_apply(const relu2 *c) {
+    const int64_t tiles = (c->count + TILE - 1) / TILE;
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        float x_buffer[TILE], g_buffer[TILE], buffer[TILE];
+        const int64_t i = tile * TILE;
+        const int n = tile_size(c->count, i);
+        const float *x = read(c->type, element(c->type, c->x, i), n, x_buffer);
+        output out = open_row(c->type, element(c->type, c->out, i), buffer);
+        if (c->grad_y) {
+            const float *g = read(c->type, element(c->type, c->grad_y, i), n, g_buffer);
+            LOOP(n) out.values[j] = x[j] <= 0 ? 0 : 2 * x[j] * g[j]; /* 0 for an infinite grad_y, NaN for a NaN */
+        } else {
+            LOOP(n) { float p = maximum(x[j], 0); out.values[j] = p * p; }
+        }
+        store(c->type, out, n);
+    }
+}
+
+/* ---- causal convolution: y_t = bias + sum over k of weight_k x_{t - K + 1 + k} ---- */
+
+typedef struct {
+    int32_t type, threads;
+    int64_t B, T, D, K;
+    view x, past, y, grad_y, grad_x, grad_past; /* past is x at the times 1 - K ... -1; its gradient may be null */
+    const float *weight, *bias;                 /* (K, D), (D) */
+    float *grad_weights;                        /* (K + 1, D), the bias last */
+} convolution;
+
+INLINE const float *input(const convolution *c, int64_t b, int64_t t, int64_t d, int n, float *buffer) {
+    const char *data = t < 0 ? at(c->past, c->type, b, t + c->K - 1, d) : at(c->x, c->type, b, t, d);
+    return read(c->type, data, n, buffer);
+}
+
+void convolution_forward(const convolution *c) {
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int64_t r = 0; r < c->B * c->T; r++) {
+        float x_buffer[TILE], y_buffer[TILE];
+        const int64_t b = r / c->T, t = r % c->T;
+        for (int64_t d = 0; d < c->D; d += TILE) {
+            const int n = tile_size(c->D, d);
+            output y = open_row(c->type, at(c->y, c->type, b, t, d), y_buffer);
+            const float *bias = c->bias + d;
+            LOOP(n) y.values[j] = bias[j];
+            for (int64_t k = c->K - 1; k >= 0; k--) {
+                const float *x = input(c, b, t - c->K + 1 + k, d, n, x_buffer), *w = c->weight + k * c->D + d;
+                LOOP(n) y.values[j] += w[j] * x[j];
+            }
+            store(c->type, y, n);
+        }
+    }
+}
+
+/* The gradient of the input at time t, which went into y_{t + K - 1 - k} by weight k. */
+static void convolution_backward_input(const convolution *c, int64_t b, int64_t t) {
+    float g_buffer[TILE], grad_buffer[TILE];
+    if (t < 0 && !c->grad_past.data) return;
+    for (int64_t d = 0; d < c->D; d += TILE) {
+        const int n = tile_size(c->D, d);
+        char *data = t < 0 ? at(c->grad_past, c->type, b, t + c->K - 1, d) : at(c->grad_x, c->type, b, t, d);
+        output grad = open_row(c->type, data, grad_buffer);
+        LOOP(n) grad.values[j] = 0;
+        for (int64_t k = 0; k < c->K; k++) {
+            const int64_t s = t + c->K - 1 - k;
+            if (s < 0 || s >= c->T) continue;
+            const float *g = read(c->type, at(c->grad_y, c->type, b, s, d), n, g_buffer), *w = c->weight + k * c->D + d;
+            LOOP(n) grad.values[j] += w[j] * g[j];
+        }
+        store(c->type, grad, n);
+    }
+}
+
+/* Adds what y_t contributes to the gradients of weights and bias. */
+static void convolution_backward_weights(const convolution *c, int64_t b, int64_t t, float *grad) {
+    float x_buffer[TILE], g_buffer[TILE];
+    for (int64_t d = 0; d < c->D; d += TILE) {
+        const int n = tile_size(c->D, d);
+        const float *g = read(c->type, at(c->grad_y, c->type, b, t, d), n, g_buffer);
+        for (int64_t k = 0; k < c->K; k++) {
+            const float *x = input(c, b, t - c->K + 1 + k, d, n, x_buffer);
+            float *grad_weight = grad + k * c->D + d;
+            LOOP(n) grad_weight[j] += g[j] * x[j];
+        }
+        float *grad_bias = grad + c->K * c->D + d;
+        LOOP(n) grad_bias[j] += g[j];
+    }
+}
+
+int convolution_backward(const convolution *c) {
+    const int64_t size = (c->K + 1) * c->D, steps = c->T + c->K - 1, rows = c->B * steps;
+    float *parts = calloc(CHUNKS * size, sizeof(float));
+    if (!parts) return 1;
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int chunk = 0; chunk < CHUNKS; chunk++)
+        for (int64_t r = chunk * rows / CHUNKS; r < (chunk + 1) * rows / CHUNKS; r++) {
+            const int64_t b = r / steps, t = r % steps - c->K + 1;
+            convolution_backward_input(c, b, t);
+            if (t >= 0) convolution_backward_weights(c, b, t, parts + chunk * size);
+        }
+    add_up(parts, size, c->grad_weights);
+    free(parts);
+    return 0;
+}
