@@ -4,9 +4,10 @@
     squared_relu(x)                             y = max(x, 0)^2
     causal_convolution(x, past, weight, bias)   y_t = bias + sum over k < K of weight_k x_{t - K + 1 + k}
 
-On a CPU each is one pass over memory, forward and backward (elementwise.c), and PyTorch's operations elsewhere, under
-torch.compile and torch.func, and where types or the compiler do not allow it. The native kernels can be differentiated
-once. Their results do not depend on the number of threads.
+On a CPU each is one pass over a sequence, forward and backward (elementwise.c). PyTorch's operations compute single
+steps, for which a native call takes longer, and everything on other devices, under torch.compile and torch.func, and
+where the types or a missing compiler leave no choice. The native kernels can be differentiated once. Their results do
+not depend on the number of threads.
 """
 
 import torch
@@ -95,9 +96,14 @@ def _autocast_type(x: Tensor) -> torch.dtype:
 
 
 def _native(x: Tensor, *weights: Tensor) -> bool:
-    """Whether the native kernels can compute with x and these weights."""
+    """Whether the native kernels are to compute with x and these weights: x is a sequence (B, T, ...), not one step.
+
+    The choice does not depend on B: a sample is the same, to the bit, whatever is beside it in a batch.
+    """
+    if x.dim() < 3 or x.shape[1] < 2 or x.numel() == 0:
+        return False
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     plain = all(type(y) in (Tensor, nn.Parameter) for y in (x, *weights))  # others may have no memory of their own
-    fits = plain and x.numel() > 0 and all(y.dtype == torch.float32 and y.device == x.device for y in weights)
+    fits = plain and all(y.dtype == torch.float32 and y.device == x.device for y in weights)
     return fits and choose(x, portable, cpu) is cpu

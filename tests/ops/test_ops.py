@@ -15,7 +15,7 @@ from tests.recurrence.helpers import LAYOUTS, TOLERANCE, assert_close, outputs_o
 
 EPS = 0.01
 INF = float("inf")
-SIZES = [(1, 1, 1), (2, 3, 1), (3, 37, 130), (2, 5, 1000), (1, 1, 513)]
+SIZES = [(1, 1, 1), (2, 3, 1), (3, 37, 130), (2, 5, 1000), (1, 2, 513)]
 """(B, T, D); tiles of the kernels have 512 channels."""
 every_type = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 pytestmark = pytest.mark.usefixtures("threads")
@@ -110,20 +110,20 @@ def test_sizes_of_a_convolution(backend, dtype, K):
 
 
 def test_norm_by_hand(backend):
-    x, weight = torch.tensor([[1e-3, 1e-3], [3.0, 4.0]], requires_grad=True), torch.tensor([1.0, 2.0])
-    torch.testing.assert_close(ops.rms_norm(x, weight, 3e-6)[0], torch.tensor([0.5, 1.0]))
-    y = ops.rms_norm(x, weight, 0.0)[1]
+    x, weight = torch.tensor([[[1e-3, 1e-3], [3.0, 4.0]]], requires_grad=True), torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(ops.rms_norm(x, weight, 3e-6)[0, 0], torch.tensor([0.5, 1.0]))
+    y = ops.rms_norm(x, weight, 0.0)[0, 1]
     torch.testing.assert_close(y, torch.tensor([3.0, 8.0]) / 12.5**0.5)
     (grad,) = torch.autograd.grad(y[0], x)  # d(3 s) / dx for s = (mean x^2)^(-1/2): s - 9 s^3 / 2 and -12 s^3 / 2
-    torch.testing.assert_close(grad, torch.tensor([[0.0, 0.0], [12.5**-0.5 - 4.5 * 12.5**-1.5, -6 * 12.5**-1.5]]))
+    torch.testing.assert_close(grad, torch.tensor([[[0.0, 0.0], [12.5**-0.5 - 4.5 * 12.5**-1.5, -6 * 12.5**-1.5]]]))
 
 
 def test_squared_relu_by_hand(backend):
-    x = torch.tensor([-1.0, 0.0, 3.0, INF, -INF, float("nan")], requires_grad=True)
+    x = torch.tensor([-1.0, 0.0, 3.0, INF, -INF, float("nan")])[None, :, None].requires_grad_()
     y = ops.squared_relu(x)
-    torch.testing.assert_close(y, torch.tensor([0.0, 0.0, 9.0, INF, 0.0, float("nan")]), equal_nan=True)
-    (grad,) = torch.autograd.grad(y, x, torch.tensor([INF, INF, 5.0, 1.0, INF, 1.0]))
-    torch.testing.assert_close(grad, torch.tensor([0.0, 0.0, 30.0, INF, 0.0, float("nan")]), equal_nan=True)
+    torch.testing.assert_close(y.flatten(), torch.tensor([0.0, 0.0, 9.0, INF, 0.0, float("nan")]), equal_nan=True)
+    (grad,) = torch.autograd.grad(y.flatten(), x, torch.tensor([INF, INF, 5.0, 1.0, INF, 1.0]))
+    torch.testing.assert_close(grad.flatten(), torch.tensor([0.0, 0.0, 30.0, INF, 0.0, float("nan")]), equal_nan=True)
 
 
 def test_convolution_by_hand(backend):
@@ -138,16 +138,16 @@ def test_convolution_by_hand(backend):
 
 def test_norm_of_rows_of_any_size(backend):
     """Finite for zeros, and for numbers whose squares are neither too large nor too small for float32."""
-    x = torch.tensor([0.0, 1e-30, 1e-10, 1.0, 1e10, 1e17])[:, None].repeat(1, 9).requires_grad_()
+    x = torch.tensor([0.0, 1e-30, 1e-10, 1.0, 1e10, 1e17])[None, :, None].repeat(1, 1, 9).requires_grad_()
     y = ops.rms_norm(x, torch.ones(9))
     grads = torch.autograd.grad(y.sum(), x)
-    assert y[:2].abs().max() < 1e-20 and all(z.isfinite().all() for z in (y, *grads))
-    torch.testing.assert_close(y[3:], torch.ones(3, 9))
+    assert y[0, :2].abs().max() < 1e-20 and all(z.isfinite().all() for z in (y, *grads))
+    torch.testing.assert_close(y[0, 3:], torch.ones(3, 9))
 
 
 @every_type
 def test_default_epsilon_is_that_of_torch(backend, dtype):
-    x = torch.full((2, 4), 1e-3, dtype=dtype)
+    x = torch.full((1, 2, 4), 1e-3, dtype=dtype)
     want = nn.functional.rms_norm(x, (4,))
     torch.testing.assert_close(ops.rms_norm(x, torch.ones(4)), want, rtol=2 * torch.finfo(dtype).eps, atol=0)
 
@@ -358,6 +358,17 @@ def test_native_kernels_compute_with_float32_weights(backend, dtype, weights):
     assert is_native(ops.squared_relu(x)) == native
 
 
+@every_op
+def test_one_step_is_computed_by_torch(backend, name):
+    """A native call would take longer. The number of sequences does not matter: no sample depends on it."""
+    for B, T, native in ((1, 1, False), (1000, 1, False), (1, 2, True), (1000, 2, True)):
+        inputs = inputs_of(name, B, T, 4)
+        assert is_native(OPS[name][0](*inputs)[0]) == (native and backend == "native")
+    for function in (ops.squared_relu, lambda x: ops.rms_norm(x, torch.ones(4))):
+        x = torch.randn(5, 4, requires_grad=True)  # as `step` has it
+        assert torch.equal(function(x), function(x[:, None])[:, 0]) and not is_native(function(x))
+
+
 def test_other_tensors_than_those_in_the_memory_of_a_cpu(backend):
     class Other(Tensor):
         pass
@@ -384,7 +395,7 @@ def test_without_a_compiler_the_portable_operations_serve(monkeypatch, tmp_path)
     assert len(warned) == 1
     monkeypatch.setenv("LM_BACKEND", "native")
     with pytest.raises(BuildError, match="no-such-compiler"):
-        ops.squared_relu(torch.zeros(1))
+        ops.squared_relu(torch.zeros(1, 2, 3))
 
 
 def test_the_twin_has_the_same_functions():
