@@ -7,6 +7,7 @@ import atexit
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -15,14 +16,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lm.files import UserError, atomic_write, cache_folder, remove_leftovers
 
 HEADERS = Path(__file__).parent
+OPENMP = re.compile(r"/\S*/lib(gomp|iomp5|omp)\b\S*\.so\S*")
+_LOCKS: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+"""Held while a file is compiled, so that `Library` waits for `build_ahead`."""
 
 
 class BuildError(RuntimeError):
@@ -69,22 +76,41 @@ def warn_once(problem: str) -> None:
     warnings.warn(f"{problem}; using the slower PyTorch implementation", RuntimeWarning, stacklevel=3)
 
 
+def build_ahead(*sources: Path) -> None:
+    """Begin to compile files while the caller goes on, for instance with importing torch. A `Library` that is called
+    meanwhile waits for its own; it also reports the errors, as it tries again.
+    """
+    for source in sources:
+        threading.Thread(target=_try_to_build, args=(source,)).start()
+
+
+def _try_to_build(source: Path) -> None:
+    with suppress(BuildError, OSError, UserError, subprocess.SubprocessError):
+        _compiled(source, next(_flag_sets(source)))
+
+
 def _build(source: Path) -> ctypes.CDLL:
     """Load the compiled file from the cache, or compile it now; safe when several processes do it at once."""
-    compiler, folder = _compiler(), _cache_folder()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    texts = [path.read_text() for path in (source, *sorted(HEADERS.glob("*.h")))]
     problem = ""
     for flags in _flag_sets(source):
-        key = repr((texts, compiler, version, flags, _cpu()))
-        path = folder / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
         try:
-            if not path.exists():
-                _compile([*compiler, *flags], path)
-            return ctypes.CDLL(str(path))
+            return ctypes.CDLL(str(_compiled(source, flags)))
         except (BuildError, OSError) as error:
             problem = problem or str(error)
     raise BuildError(problem)
+
+
+def _compiled(source: Path, flags: list[str]) -> Path:
+    """The compiled file in the cache, made if it is not there."""
+    compiler, folder = _compiler(), _cache_folder()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    texts = [path.read_text() for path in (source, *sorted(HEADERS.glob("*.h")))]
+    key = repr((texts, compiler, version, flags, _cpu()))
+    path = folder / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+    with _LOCKS[source]:
+        if not path.exists():
+            _compile([*compiler, *flags], path)
+    return path
 
 
 def _compiler() -> list[str]:
@@ -112,10 +138,19 @@ def _openmp_flags() -> Iterator[list[str]]:
     """Two OpenMP runtimes in one process compete for the cores, so the one that torch has loaded comes first."""
     if sys.platform == "darwin":
         yield ["-Xclang", "-fopenmp", "-undefined", "dynamic_lookup"]
-    elif loaded := re.search(r"/\S*/lib(gomp|iomp5|omp)\b\S*\.so\S*", _text("/proc/self/maps")):
-        yield ["-fopenmp", "-Wl,--as-needed", loaded[0]]
+    elif runtime := _openmp_runtime():
+        yield ["-fopenmp", "-Wl,--as-needed", runtime]
     yield ["-fopenmp"]
     yield ["-fopenmp-simd"]
+
+
+def _openmp_runtime() -> str:
+    """The runtime that torch has loaded or, before it is imported, the one that its package has; empty if unknown."""
+    if loaded := OPENMP.search(_text("/proc/self/maps")):
+        return loaded[0]
+    torch = importlib.util.find_spec("torch")
+    folder = Path(torch.origin).parent / "lib" if torch and torch.origin else HEADERS
+    return next((os.path.realpath(path) for path in sorted(folder.glob("lib*omp*")) if OPENMP.match(str(path))), "")
 
 
 def _cpu() -> str:
@@ -140,9 +175,14 @@ def _cache_folder() -> Path:
         tempfile.TemporaryFile(dir=folder).close()
         return folder
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="char-lm-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
+        return _temporary_folder()
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="char-lm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _compile(command: list[str], path: Path) -> None:

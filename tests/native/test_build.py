@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
 
 import pytest
 
-from lm.native.build import BuildError, Library, warn_once
+from lm.native.build import BuildError, Library, build_ahead, warn_once
 from lm.recurrence import cpu
 from tests.commands import ROOT
 
@@ -57,6 +58,22 @@ def test_a_file_is_compiled_once(source, compiler_calls):
     assert library() is library()
     library_of(source)()
     assert len(compiler_calls()) == 1 and len(compiled(source)) == 1
+
+
+def test_a_file_that_is_compiled_ahead_is_waited_for(source, compiler_calls):
+    others = threading.active_count()
+    build_ahead(source, source.with_name("missing.c"))
+    assert library_of(source)().nearer(3.0, 1) == 2.5
+    while threading.active_count() > others:
+        time.sleep(0.01)
+    assert len(compiler_calls()) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_openmp_runtime_is_known_before_torch_is_imported():
+    code = "from lm.native.build import _openmp_runtime as f; before = f(); import torch; print(before == f(), before)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("True /")
 
 
 def test_a_changed_file_is_compiled_again(source, compiler_calls):
