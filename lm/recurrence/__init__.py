@@ -1,7 +1,7 @@
 """The recurrence h_t = a_t h_{t-1} + b_t, and the choice of the kernels that compute it.
 
-Four functions, each registered with `torch.library`: autograd, autocast and torch.compile see one opaque operation with
-its own backward. All take and return the state explicitly:
+Four functions, each registered by `lm.native.operation`: autograd, autocast and torch.compile see one opaque operation
+with its own backward. All take and return the state explicitly:
 
     linear_scan(a, b, h0)         h_t = a_t h_{t-1} + b_t
     mingru_scan(projection, h0)   z = sigmoid(k), h_t = (1 - z_t) h_{t-1} + z_t g(c_t)
@@ -17,9 +17,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
 
 from lm.native.choice import choose
+from lm.native.operation import Operation, custom_op
 from lm.recurrence import cpu, portable, selective
 from lm.recurrence.portable import Kind
 
@@ -140,7 +140,7 @@ def _fake_state(h: Tensor) -> Tensor:
 # ---------------------------------------------------------------- registered operations
 
 
-def _differentiate(forward: CustomOpDef, backward: CustomOpDef) -> None:
+def _differentiate(forward: Operation, backward: Operation) -> None:
     """Register the backward of an operation (x, ..., h0) -> (h, h_last); it is called with x, h, h0 and gradients."""
 
     def keep(ctx, inputs, output) -> None:
@@ -152,14 +152,15 @@ def _differentiate(forward: CustomOpDef, backward: CustomOpDef) -> None:
         return *grads, None if h0 is None else grad_h0
 
     forward.register_autograd(gradients, setup_context=keep)
+    backward.forbid_autograd()
 
 
-@torch.library.custom_op("lm::linear_scan", mutates_args=())
+@custom_op("lm::linear_scan")
 def _linear(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
     return kernels(b).scan_forward(Kind.LINEAR, (a, b), h0)
 
 
-@torch.library.custom_op("lm::linear_scan_backward", mutates_args=())
+@custom_op("lm::linear_scan_backward")
 def _linear_backward(
     a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,14 +182,14 @@ def _(a: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
 _differentiate(_linear, _linear_backward)
 
 
-def _define_cell(name: str, kind: Kind) -> CustomOpDef:
+def _define_cell(name: str, kind: Kind) -> Operation:
     """Register the scan of a cell, minGRU or minLSTM."""
 
-    @torch.library.custom_op(f"lm::{name}", mutates_args=())
+    @custom_op(f"lm::{name}")
     def forward(projection: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
         return kernels(projection).scan_forward(kind, (projection,), h0)
 
-    @torch.library.custom_op(f"lm::{name}_backward", mutates_args=())
+    @custom_op(f"lm::{name}_backward")
     def backward(
         projection: Tensor, h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -213,14 +214,14 @@ _mingru = _define_cell("mingru_scan", Kind.MINGRU)
 _minlstm = _define_cell("minlstm_scan", Kind.MINLSTM)
 
 
-@torch.library.custom_op("lm::selective_scan", mutates_args=())
+@custom_op("lm::selective_scan")
 def _selective(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, h0: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     return kernels(u, selective).selective_forward((u, delta, A, B, C, skip), h0)
 
 
-@torch.library.custom_op("lm::selective_scan_backward", mutates_args=())
+@custom_op("lm::selective_scan_backward")
 def _selective_backward(
     inputs: Sequence[Tensor], starts: Tensor, grad_y: Tensor, grad_last: Tensor | None
 ) -> list[Tensor]:
@@ -252,3 +253,4 @@ def _selective_gradients(ctx, grad_y: Tensor | None, grad_last: Tensor | None, _
 
 
 _selective.register_autograd(_selective_gradients, setup_context=_keep_selective)
+_selective_backward.forbid_autograd()

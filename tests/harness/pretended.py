@@ -27,6 +27,7 @@ from lm.config.options import COPYING, Config, DataConfig, MixerOptions, ModelCo
 from lm.corpora.batches import Windows, stream  # noqa: E402
 from lm.mixers import MIXERS  # noqa: E402
 from lm.model import LanguageModel  # noqa: E402
+from lm.native.operation import OPERATIONS  # noqa: E402
 from lm.sampling import decoder  # noqa: E402
 from lm.sampling.filters import SamplingOptions  # noqa: E402
 from lm.training.clock import Clock  # noqa: E402
@@ -78,7 +79,7 @@ class Watch(TorchDispatchMode):
         options = dict(options or {})
         if operation.namespace == "lm":  # the kernels' own operations, not one opaque one
             with self:
-                return torch._library.custom_ops.OPDEFS[operation._schema.name]._init_fn(*arguments, **options)
+                return OPERATIONS[operation._schema.name].function(*arguments, **options)
         ours = {id(x.inner): x for x in tree_leaves((arguments, options)) if isinstance(x, Pretended)}
         there = bool(ours)
         if options.get("device") is not None:
