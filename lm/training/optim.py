@@ -4,12 +4,14 @@ Muon: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks
 orthogonalises in bfloat16 only, which CPUs emulate at a tenth of float32's speed, and has no AdamW for the others.
 """
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from lm.config.options import DEFAULT_LR, OptimConfig
@@ -58,13 +60,19 @@ def newton_schulz_gram(x: Tensor, steps: int) -> Tensor:
     return x if product is None else product @ x
 
 
-class MuonAdamW(torch.optim.Optimizer):
+class MuonAdamW(Optimizer):
     """Muon and AdamW as one optimiser; each parameter group has its algorithm.
 
     Args:
         groups: have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum`.
             Weight decay is decoupled: p <- p (1 - lr * weight_decay).
     """
+
+    # Without torch's wrappers, which import the compiler, in a second, to keep it out of these.
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, {"weight_decay": 0.0, "betas": (0.9, 0.99), "momentum": 0.95})
@@ -160,7 +168,7 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
     return nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, progress: float) -> None:
+def set_learning_rate(optimizer: Optimizer, config: OptimConfig, step: int, progress: float) -> None:
     """Set the learning rate of each group for a step; see `lr_factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor(config, step, progress)
