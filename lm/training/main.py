@@ -13,6 +13,7 @@ from lm.files import UserError
 from lm.training.clock import Clock
 from lm.training.processes import RUN_NAME, is_first_process, print_status
 from lm.training.resume import changed_options
+from lm.training.start import Stages, import_libraries
 from lm.training.trainer import make_loggers, make_trainer, quieten, resolve_precision
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def main(words: list[str]) -> int:
     Raises:
         UserError: a mistake in the command, or something that this machine does not have.
     """
+    start, given = read_words(words)
     from lm.runs.folder import Run
 
-    start, given = read_words(words)
     run = None
     try:
         if start.resume is None:
@@ -109,7 +110,10 @@ def train(
         changed: the options that a resumed run has changed; None for a new run.
         saved: the checkpoint to resume from.
     """
+    stages = Stages(STARTED)
+    stages.end("options, corpus")
     quieten()
+    import_libraries(config, stages)
     import torch
 
     from lm.model import LanguageModel
@@ -126,7 +130,7 @@ def train(
     if config.model.compile:
         model.compile()  # in place: the names of the weights stay as they are
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer, saved.seconds if saved else 0.0))
-    recorder = Recorder(run, corpus, task, STARTED)
+    recorder = Recorder(run, corpus, task, stages)
     callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
     trainer = make_trainer(config, run, resolve_precision(config), callbacks)
     if is_first_process():
@@ -134,7 +138,9 @@ def train(
             run.start(config, corpus.tokenizer, corpus.digest)
         else:
             run.resume(config, corpus.tokenizer, saved, changed, corpus.digest)
+        stages.end("model, run folder")
         trainer.loggers = make_loggers(config, run)
+        stages.end("wandb start")
     announce(config, corpus, model.parameters_total, trainer, run)
     checkpoint = run.checkpoints / "last.ckpt" if saved else None
     return fit(trainer, task, CorpusDataModule(corpus, config), checkpoint, recorder)

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -16,6 +15,7 @@ from lm.runs.folder import Run
 from lm.runs.metrics import AXES
 from lm.sampling.text import generate
 from lm.training.errors import Diverged
+from lm.training.start import Stages
 from lm.training.task import Task
 
 if TYPE_CHECKING:
@@ -35,15 +35,14 @@ class Recorder(Callback):
         run: the run folder.
         corpus: what is trained on.
         task: the module that is trained.
-        started: when the process began, by `time.monotonic`.
+        stages: of the start, the last of which ends with the first step.
     """
 
-    def __init__(self, run: Run, corpus: "Corpus | Copying", task: Task, started: float) -> None:
-        self.run, self.corpus, self.task, self.started = run, corpus, task, started
+    def __init__(self, run: Run, corpus: "Corpus | Copying", task: Task, stages: Stages) -> None:
+        self.run, self.corpus, self.task, self.stages = run, corpus, task, stages
         self.chars_per_step = task.config.data.batch_size * task.config.data.context
         self.flops_per_step = 3 * task.model.flops(task.config.data.context) * self.chars_per_step
         self.began = False
-        self.startup_seconds = 0.0  # until the first step was done
         self.loss_sum, self.loss_count = torch.zeros(()), 0  # of the parts since the last row
         self.last_row = (0, 0.0)  # step and seconds of the last row, for the speed
         self.latest: dict[str, float] = {}
@@ -80,7 +79,7 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.task.clock.lap()
-        self.startup_seconds = self.startup_seconds or time.monotonic() - self.started
+        self.stages.end_once("first step")
         self.loss_sum += outputs["loss"].detach() * self.task.config.trainer.accumulate
         self.loss_count += 1
         if batch.part + 1 < self.task.config.trainer.accumulate:
@@ -176,7 +175,8 @@ class Recorder(Callback):
             step=step,
             chars=step * self.chars_per_step,
             train_seconds=round(seconds, 3),
-            startup_seconds=round(self.startup_seconds, 1),
+            startup_seconds=round(sum(self.stages.seconds.values()), 1),
+            startup=self.stages.seconds,
             chars_per_second=round(step * self.chars_per_step / max(seconds, 1e-9), 1),
             best=self.best,
             final={name: self.latest[name] for name in ("train/loss", *self.best) if name in self.latest},

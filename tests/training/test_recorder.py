@@ -190,6 +190,7 @@ def test_every_entry_of_the_summary(run_train, ticks):
     peak = summary.pop("peak_memory_mb")
     startup = summary.pop("startup_seconds")
     assert 100 < peak < 20_000 and 0 < startup <= since_import + 0.1
+    assert sum(summary.pop("startup").values()) == pytest.approx(startup, abs=0.06)
     assert summary == {
         "status": "finished",
         "mixer": "mingru",
