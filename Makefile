@@ -35,7 +35,7 @@ paper: .venv/ready
 
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
 BENCHES ?= cell busy step "step --against af1ce59" train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
-  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
+  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead start
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 

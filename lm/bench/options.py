@@ -200,7 +200,17 @@ class Parameters(Common):
     """channels"""
 
 
+@dataclass
+class Start(Timed, Common):
+    """Seconds from the start of a process to help, the first training step and the first character."""
+
+    wandb: Literal["offline", "disabled"] = "offline"
+    """log.wandb of the training"""
+    repeat: Annotated[Count, Quick(1)] = 5
+
+
 BENCHMARKS: dict[str, type[Common]] = {
-    kind.__name__.lower(): kind for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step)
+    kind.__name__.lower(): kind
+    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start)
 }
 """Each benchmark is the module of its name in this package."""
