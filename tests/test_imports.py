@@ -39,5 +39,7 @@ def test_import_weight(module, forbidden):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_wrong_options_need_no_torch(command, option):
     code = f"from lm.cli import main; assert main(['{command}', '{option}']) == {0 if option == '--help' else 2}"
-    names = "torch lightning datasets wandb matplotlib" + (" numpy" if command in ("train", "generate", "bench") else "")
+    names = "torch lightning datasets wandb matplotlib" + (
+        " numpy" if command in ("train", "generate", "bench") else ""
+    )
     assert loaded(code, names) == "loaded"
