@@ -12,6 +12,49 @@ Piece = tuple[np.ndarray, np.ndarray]
 """Inputs and targets, both (B, T) int64; in a text, each target is the character after its input."""
 
 
+def shuffled_windows(ids: np.ndarray, context: int, seed: int, step: int, rows: range, batch_size: int) -> Piece:
+    """Windows without replacement, for these rows of the step's batch: every epoch reads each window of ids (n,) once.
+
+    An epoch cuts the text into consecutive windows, from a random offset, and reads them in random order.
+    """
+    count = pieces_in(len(ids), context)
+    places = step * batch_size + np.arange(rows.start, rows.stop)  # in the order of all epochs
+    starts: list[int] = []
+    for epoch in np.unique(places // count).tolist():
+        random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 2, epoch, 0]))
+        offset = int(random.integers(len(ids) - count * context))
+        keys = random.integers(2**64, size=8, dtype=np.uint64)
+        windows = permute(places[places // count == epoch] % count, count, keys)
+        starts += (offset + windows * context).tolist()
+    return _cut(ids, starts, context)
+
+
+def permute(places: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
+    """Where a random permutation of 0 ... count - 1 has these places (n,); int64.
+
+    A Feistel network with one round per key, an even number of them, on the bits that `count - 1` has. It permutes all
+    numbers of so many bits, and is applied again to results that are too large. A shuffled array would need memory.
+    """
+    bits = max(2, (count - 1).bit_length())
+    low, masks = np.uint64(bits // 2), [np.uint64(2 ** (bits - bits // 2) - 1), np.uint64(2 ** (bits // 2) - 1)]
+    results = places.astype(np.uint64)
+    todo = np.arange(len(places))
+    while len(todo):
+        halves = [results[todo] >> low, results[todo] & masks[1]]
+        for i, key in enumerate(keys):
+            halves[i % 2] = halves[i % 2] ^ (_mix(halves[1 - i % 2] + key) & masks[i % 2])
+        results[todo] = halves[0] << low | halves[1]
+        todo = np.flatnonzero(results >= np.uint64(count))
+    return results.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The output function of SplitMix64 (Steele, Lea and Flood, 2014), a hash of 64-bit numbers."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
 def random_windows(ids: np.ndarray, context: int, seed: int, step: int, rows: range) -> Piece:
     """Windows at uniformly random positions of ids (n,), for these rows of the step's batch."""
     last = len(ids) - context  # the number of windows with a target for every input
@@ -28,12 +71,17 @@ def streams(ids: np.ndarray, context: int, seed: int, step: int, rows: range, ba
     context. Returns the batch, and whether it is the first of a pass: the carried state must then be dropped.
     """
     length = len(ids) // batch_size
-    pieces = max(1, (length - context) // context)  # in one pass, at any offset
+    pieces = pieces_in(length, context)
     number, piece = divmod(step, pieces)
     random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 1, number, 0]))
     offset = int(random.integers(length - pieces * context))
     starts = [row * length + offset + piece * context for row in rows]
     return _cut(ids, starts, context), piece == 0
+
+
+def pieces_in(length: int, context: int) -> int:
+    """How many consecutive pieces a pass over so many characters reads, whatever its offset; at least one."""
+    return max(1, (length - context) // context)
 
 
 class Windows(Sequence[Piece]):

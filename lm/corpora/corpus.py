@@ -8,7 +8,7 @@ import numpy as np
 
 from lm.config.options import COPYING, DataConfig
 from lm.corpora import cache
-from lm.corpora.batches import Piece, Windows, random_windows, stream, streams
+from lm.corpora.batches import Piece, Windows, random_windows, shuffled_windows, stream, streams
 from lm.corpora.copying import Copying
 from lm.corpora.sources import find_files, read_texts
 from lm.corpora.tokenizer import CharTokenizer
@@ -41,7 +41,9 @@ class Corpus:
         """These rows of a step's batch, and whether they start from the initial state instead of a carried one."""
         if config.sampling == "streams":
             return streams(self.train, config.context, seed, step, rows, config.batch_size)
-        return random_windows(self.train, config.context, seed, step, rows), True
+        if config.sampling == "windows":
+            return random_windows(self.train, config.context, seed, step, rows), True
+        return shuffled_windows(self.train, config.context, seed, step, rows, config.batch_size), True
 
     def validation_pieces(self, context: int) -> list[Sequence[Piece]]:
         """The validation split twice: in windows, each to be read from the initial state, and as one sequence."""

@@ -1,11 +1,13 @@
 """Batches are pure functions of (seed, step, row); the pieces of validation score each character once."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.corpora.batches import Windows, random_windows, stream, streams
+from lm.corpora.batches import Windows, permute, random_windows, shuffled_windows, stream, streams
 
 IDS = np.arange(1000, dtype=np.uint16)
 
@@ -33,6 +35,47 @@ def test_steps_seeds_and_rows_differ():
     batches = [random_windows(IDS, 5, seed, step, range(2))[0] for seed, step in ((0, 0), (0, 1), (1, 0))]
     rows = {tuple(row) for batch in batches for row in batch}
     assert len(rows) == 6
+
+
+@given(st.integers(11, 600), st.integers(1, 10), st.integers(1, 7), st.integers(0, 2**63 - 1))
+def test_an_epoch_reads_every_window_once(length, context, batch_size, seed):
+    """Whatever the batch size: an epoch may end within a batch. Its windows follow each other in the text."""
+    count = max(1, (length - context) // context)
+    rows: list[int] = []
+    for step in range(-(-3 * count // batch_size)):
+        x, y = shuffled_windows(np.arange(length), context, seed, step, range(batch_size), batch_size)
+        assert x.shape == (batch_size, context) and np.array_equal(y, x + 1) and y.max() < length
+        rows += x[:, 0].tolist()
+    for epoch in range(3):
+        starts = sorted(rows[epoch * count : (epoch + 1) * count])
+        assert np.diff(starts).tolist() == [context] * (count - 1)
+        assert 0 <= starts[0] < max(context, length - context)
+
+
+def test_epochs_and_seeds_have_orders_and_offsets_of_their_own():
+    def epoch(seed: int, number: int) -> list[int]:
+        return shuffled_windows(IDS, 10, seed, number, range(99), 99)[0][:, 0].tolist()
+
+    orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0)]
+    assert len({tuple(order) for order in orders}) == 3 and len({min(order) for order in orders}) > 1
+    assert all(abs(np.corrcoef(order, range(99))[0, 1]) < 0.4 for order in orders)
+    assert {min(epoch(seed, 0)) for seed in range(100)} == set(range(10))
+
+
+def test_devices_share_a_step_of_shuffled_windows():
+    whole = shuffled_windows(IDS, 10, 3, 5, range(8), 8)[0]
+    halves = [shuffled_windows(IDS, 10, 3, 5, rows, 8)[0] for rows in (range(4), range(4, 8))]
+    assert np.array_equal(whole, np.concatenate(halves))
+
+
+def test_permutations_are_permutations_and_all_of_three_are_equally_likely():
+    keys = np.random.default_rng(0).integers(2**64, size=(600, 8), dtype=np.uint64)
+    for count in (1, 2, 3, 4, 5, 16, 17, 1000, 4097):
+        assert sorted(permute(np.arange(count), count, keys[count % 600])) == list(range(count))
+    found = [tuple(permute(np.arange(3), 3, key)) for key in keys]
+    counts = Counter(found)
+    assert len(counts) == 6 and min(counts.values()) > 70
+    assert permute(np.array([7]), 2**40 + 1, keys[0]) != permute(np.array([7]), 2**40 + 1, keys[1])
 
 
 @given(st.integers(0, 400), st.integers(1, 80), st.integers(1, 500))
