@@ -1,8 +1,4 @@
-"""The optimiser, gradient clipping, and the learning-rate schedule.
-
-Muon: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). `torch.optim.Muon` exists, but
-orthogonalises in bfloat16 only, which CPUs emulate at a tenth of float32's speed, and has no AdamW for the others.
-"""
+"""The optimiser, gradient clipping, and the learning-rate schedule."""
 
 import inspect
 import math
@@ -15,56 +11,15 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from lm.config.options import DEFAULT_LR, OptimConfig
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration, chosen by Jordan for speed: singular values end in about [0.7, 1.2]."""
-
-
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Replace the singular values of a matrix (M, N) by values near 1, with a Newton-Schulz iteration.
-
-    Computes in bfloat16 on a GPU and in float32 on a CPU, the faster type of each. Returns that type.
-    """
-    x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
-    tall = x.shape[0] > x.shape[1]
-    x = x.mT if tall else x
-    x = x / (x.norm() + 1e-7)
-    x = newton_schulz(x, steps) if x.dtype == torch.bfloat16 else newton_schulz_gram(x, steps)
-    return x.mT if tall else x
-
-
-def newton_schulz(x: Tensor, steps: int) -> Tensor:
-    """Iterate x <- a x + b (x x^T) x + c (x x^T)^2 x; x (M, N) with M <= N, of norm at most 1."""
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
-
-
-def newton_schulz_gram(x: Tensor, steps: int) -> Tensor:
-    """The same iteration on x x^T alone, whose result is multiplied by x at the end: half the work if N >= 3 M.
-
-    Each step maps x to p x with p = a + b g + c g^2 and g = x x^T, hence g to p g p. Needs float32: the errors of g
-    grow twelvefold in each step, which is too much for bfloat16.
-    """
-    a, b, c = NEWTON_SCHULZ
-    gram = x @ x.mT
-    product = None
-    for step in range(steps):
-        p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        p.diagonal().add_(a)
-        product = p if product is None else p @ product
-        if step < steps - 1:
-            gram = p @ gram @ p
-    return x if product is None else product @ x
+from lm.training.muon import orthogonalise
 
 
 class MuonAdamW(Optimizer):
     """Muon and AdamW as one optimiser; each parameter group has its algorithm.
 
     Args:
-        groups: have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum`.
+        groups: have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum` and
+            `beta2`, 0 for Muon without NorMuon's second moment.
             Weight decay is decoupled: p <- p (1 - lr * weight_decay).
     """
 
@@ -75,7 +30,7 @@ class MuonAdamW(Optimizer):
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups, {"weight_decay": 0.0, "betas": (0.9, 0.99), "momentum": 0.95})
+        super().__init__(groups, {"weight_decay": 0.0, "betas": (0.9, 0.99), "momentum": 0.95, "beta2": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -96,10 +51,13 @@ class MuonAdamW(Optimizer):
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for p, update in zip(parameters, updates, strict=True):
+        for p, update in zip(parameters, orthogonalise(updates), strict=True):
             # Equal root-mean-square per row for tall matrices, as in Jordan's implementation.
             scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
-            p.add_(orthogonalise(update).to(p.dtype), alpha=-group["lr"] * scale)
+            if group["beta2"]:
+                second = self._buffer(p, "second_moment", update.new_zeros(p.shape[0], 1))
+                update = update * row_factors(update, second, group["beta2"])
+            p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor], grads: list[Tensor]) -> None:
         adamw(
@@ -124,6 +82,18 @@ class MuonAdamW(Optimizer):
         if name not in state:
             state[name] = torch.zeros_like(p) if start is None else start
         return state[name]
+
+
+def row_factors(update: Tensor, second: Tensor, beta2: float) -> Tensor:
+    """Factors (M, 1) for the rows of an update (M, N), which keep its norm: NorMuon (arXiv 2510.05491).
+
+    Each row is divided by the root of its second moment, a moving average of its mean square, here without the
+    correction for its start at zero, which is the same for all rows. `second` (M, 1) is updated.
+    """
+    square = torch.linalg.vector_norm(update, dim=1, keepdim=True).square() / update.shape[1]
+    second.lerp_(square, 1 - beta2)
+    factors = 1 / (second.sqrt() + 1e-8)
+    return factors * (square.sum() / (square * factors.square()).sum().clamp_min(1e-30)).sqrt()
 
 
 def matrix_ids(model: nn.Module) -> set[int]:
@@ -153,7 +123,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
         {**adamw_group, "params": others},
     ]
     if muon:
-        shared = {"lr": config.muon_lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+        shared = {"lr": config.muon_lr, "momentum": config.momentum, "beta2": config.muon_beta2}
+        shared["weight_decay"] = config.weight_decay
         groups.append({"algorithm": "muon", "params": muon, **shared})
     for group in groups:
         group["peak_lr"] = group["lr"]
@@ -165,7 +136,11 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
 
     Returns that norm before the scaling.
     """
-    return nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+    if largest and not (norm.device.type == "cpu" and norm <= largest):  # asking a GPU would wait for it
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def set_learning_rate(optimizer: Optimizer, config: OptimConfig, step: int, progress: float) -> None:

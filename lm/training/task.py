@@ -39,6 +39,9 @@ class Task(pl.LightningModule):
         self.grad_norm = torch.zeros(())
         self.carried: dict[int, ModelState] = {}  # state after each part of the last batch, with data.sampling streams
         self._streaming_state: ModelState | None = None
+        self.average: list[Tensor] = []
+        """with optim.ema, the average of each parameter; during validation, which reads that, the parameter itself"""
+        self._validating = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.model, self.config.optim)
@@ -56,6 +59,31 @@ class Task(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
         self.grad_norm = clip_gradients(self.model, self.config.optim.clip)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Take the step, and move the average by 1 - optim.ema towards the weights, faster in the first steps."""
+        super().optimizer_step(*arguments, **options)
+        if decay := self.config.optim.ema:
+            parameters = [p.detach() for p in self.model.parameters()]
+            self.average = self.average or [p.clone() for p in parameters]
+            step = self.global_step + 1
+            torch._foreach_lerp_(self.average, parameters, 1 - min(decay, step / (step + 9)))
+
+    def on_validation_start(self) -> None:
+        self._exchange()
+        self._validating = True
+
+    def on_validation_end(self) -> None:
+        """Comes after the callbacks: the sample and the checkpoint are those of the average."""
+        self._exchange()
+        self._validating = False
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for p, other in zip(self.model.parameters(), self.average, strict=bool(self.average)):
+            kept = p.clone()
+            p.copy_(other)
+            other.copy_(kept)
 
     def on_validation_epoch_start(self) -> None:
         self._streaming_state = None
@@ -89,12 +117,22 @@ class Task(pl.LightningModule):
         checkpoint["config"] = self.config.to_yaml()
         checkpoint["characters"] = self.characters
         checkpoint["carried"] = self.carried
+        if self.average:  # whoever reads the checkpoint gets the average; training goes on with the others
+            names = [name for name, _ in self.named_parameters()]
+            weights = checkpoint["state_dict"]
+            others = dict(zip(names, self.average, strict=True))
+            checkpoint["state_dict"] = weights if self._validating else weights | others
+            checkpoint["trained"] = others if self._validating else {name: weights[name] for name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the optimiser's options from the configuration: a resumed run may have changed them."""
         saved = (group for state in checkpoint["optimizer_states"] for group in state["param_groups"])
         for old, new in zip(saved, make_optimizer(self.model, self.config.optim).param_groups, strict=True):
             old |= {name: value for name, value in new.items() if name != "params"}
+        if trained := checkpoint.get("trained"):
+            if self.config.optim.ema:
+                self.average = [checkpoint["state_dict"][name].to(self.device) for name in trained]
+            checkpoint["state_dict"] |= trained
         self.carried = {
             part: tuple(tuple(tensor.to(self.device) for tensor in layer) for layer in state)
             for part, state in checkpoint["carried"].items()

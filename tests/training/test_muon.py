@@ -1,0 +1,141 @@
+"""Muon's orthogonalisation against singular values, its forms against each other."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm.training import muon
+from lm.training.muon import gram_polynomial, gram_polynomial_portable, newton_schulz, newton_schulz_gram
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    return muon.orthogonalise([matrix])[0]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (64, 16), (16, 64)])
+def test_orthogonalise_brings_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.6 and values.max() < 1.25
+
+
+def test_orthogonalise_applies_its_polynomial_five_times_to_each_singular_value():
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(3, 5, dtype=torch.float64), full_matrices=False)
+    before = torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)
+    after = []
+    for s in (before / before.norm()).tolist():
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        after.append(s)
+    matrix = u @ torch.diag(before) @ v
+    expected = (u @ torch.diag(torch.tensor(after).double()) @ v).float()
+    for given, result in ((matrix, expected), (matrix.mT, expected.mT)):
+        torch.testing.assert_close(orthogonalise(given), result, atol=1e-4, rtol=0)
+        torch.testing.assert_close(orthogonalise(1000 * given.float()), result, atol=1e-4, rtol=0)
+
+
+def test_orthogonalise_divides_by_the_norm_and_a_little():
+    tiny = torch.zeros(2, 3)
+    tiny[0, 0] = 1e-7
+    s = 0.5
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert orthogonalise(tiny)[0, 0].item() == pytest.approx(s, abs=1e-4)
+
+
+def test_orthogonalise_computes_in_bfloat16_on_a_gpu():
+    class OnGPU(torch.Tensor):
+        is_cuda = property(lambda self: True)
+
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(16, 48), full_matrices=False)
+    matrix = u @ torch.diag(torch.linspace(0.2, 1, 16)) @ v
+    result = orthogonalise(matrix.as_subclass(OnGPU)).as_subclass(torch.Tensor)
+    assert result.dtype == torch.bfloat16 and orthogonalise(matrix.bfloat16()).dtype == torch.float32
+    assert (result.float() - orthogonalise(matrix)).norm() < 0.05 * orthogonalise(matrix).norm()
+
+
+@pytest.mark.parametrize("rank", [3, 40])
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_gram_form_equals_the_plain_iteration(rank, steps):
+    """To a few thousandths for matrices of low rank, where bfloat16 is wrong by a tenth; otherwise to four digits."""
+    torch.manual_seed(0)
+    x = torch.randn(40, rank) @ torch.randn(rank, 160)
+    plain = newton_schulz([x], steps, torch.float32)[0]
+    torch.testing.assert_close(newton_schulz_gram([x], steps)[0], plain, atol=5e-3 if rank < 40 else 2e-4, rtol=0)
+
+
+def test_matrices_together_and_alone_are_the_same():
+    """Whatever their shapes, sizes and order, and strides."""
+    torch.manual_seed(0)
+    shapes = [(8, 4), (4, 8), (5, 5), (4, 30), (30, 4), (1, 7), (5, 5)]
+    matrices = [scale * torch.randn(shape) for scale, shape in enumerate(shapes, 1)] + [torch.randn(6, 3).mT]
+    for matrix, together in zip(matrices, muon.orthogonalise(matrices), strict=True):
+        assert together.shape == matrix.shape
+        torch.testing.assert_close(together, orthogonalise(matrix), atol=1e-5, rtol=0)
+    assert muon.orthogonalise([]) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 12, 16, 31, 32, 33, 50, 130])
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_native_polynomials_equal_torchs(n, steps):
+    """At sizes around those of the tiles; the workspace of one matrix must not show in the next."""
+    torch.manual_seed(0)
+    x = torch.randn(5, n, 2 * n)
+    gram = x @ x.mT / x.norm(dim=(1, 2), keepdim=True).square()
+    result = gram_polynomial(gram, steps)
+    torch.testing.assert_close(result, gram_polynomial_portable(gram, steps), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result, result.mT, atol=1e-4, rtol=1e-4)
+    for i in range(5):
+        assert torch.equal(gram_polynomial(gram[i : i + 1].expand(3, n, n), steps)[2], result[i])
+
+
+def test_polynomial_by_hand():
+    """Diagonal matrices: each number goes its own way."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    values, expected = [0.5, 0.25, 0.0], []
+    for g in values:
+        factor = 1.0
+        for _ in range(3):
+            p = a + b * g + c * g * g
+            factor, g = factor * p, p * g * p
+        expected.append(factor)
+    for polynomial in (gram_polynomial, gram_polynomial_portable):
+        result = polynomial(torch.diag(torch.tensor(values)).repeat(4, 1, 1), 3)
+        torch.testing.assert_close(result[3].diagonal(), torch.tensor(expected))
+        assert result[3].fill_diagonal_(0).abs().max() < 1e-6
+
+
+def test_polynomials_do_not_depend_on_the_number_of_threads(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(3, 40, 50)
+    gram = x @ x.mT / 2000
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append(gram_polynomial(gram, 5))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_without_native_kernels_torch_computes(monkeypatch):
+    torch.manual_seed(0)
+    gram = torch.rand(4, 3, 1) * torch.ones(3) / 9
+    gram = gram @ gram.mT
+    monkeypatch.setenv("LM_BACKEND", "portable")
+    assert torch.equal(gram_polynomial(gram, 5), gram_polynomial_portable(gram, 5))
+    monkeypatch.setenv("LM_BACKEND", "auto")
+    monkeypatch.setattr(muon, "LARGEST", 2)
+    assert torch.equal(gram_polynomial(gram, 5), gram_polynomial_portable(gram, 5))
+
+
+def test_orthogonalise_keeps_the_singular_vectors():
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(12, 12))
+    matrix = u @ torch.diag(torch.linspace(0.5, 1.0, 12)) @ v
+    assert (u.T @ orthogonalise(matrix) @ v.T).fill_diagonal_(0).abs().max() < 1e-4
+
+
+def test_orthogonalise_survives_zero_and_huge():
+    assert orthogonalise(torch.zeros(4, 4)).abs().max() == 0
+    assert orthogonalise(torch.full((4, 4), 1e18)).isfinite().all()
