@@ -83,18 +83,21 @@ class LanguageModel(nn.Module):
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # for mypy
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
-        self._init_weights()
+        self._init_weights(config.residual_init)
 
-    def _init_weights(self) -> None:
-        """Standard deviation 1 / sqrt(fan-in); times 1 / sqrt(2 layers) for outputs of residual branches (GPT-2).
+    def _init_weights(self, residual_init: float) -> None:
+        """Standard deviation 1 / sqrt(fan-in); times residual_init / sqrt(2 layers) for outputs of residual branches.
 
-        The head starts at zero, so that the first loss is ln(vocabulary).
+        GPT-2 has `residual_init` 1, and biases of zero there. The head starts at zero, so that the first loss is
+        ln(vocabulary).
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and not name.endswith(".dt"):  # Mamba initialises its own
                 writes = name.endswith((".down", ".output"))
-                std = module.in_features**-0.5 * ((2 * len(self.blocks)) ** -0.5 if writes else 1.0)
+                std = module.in_features**-0.5 * (residual_init * (2 * len(self.blocks)) ** -0.5 if writes else 1.0)
                 nn.init.normal_(module.weight, std=std)
+                if writes and module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=1.0)
         nn.init.zeros_(self.head.weight)
 

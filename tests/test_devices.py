@@ -55,7 +55,7 @@ def test_defaults_of_torch_change_nothing(default, backend, monkeypatch, mixer):
     monkeypatch.setattr(cpu, "LARGE", 1)  # so that the pool serves as well
     torch.manual_seed(0)
     options = MixerOptions(window=32) if mixer == "attention" else MixerOptions()
-    model = LanguageModel(11, ModelConfig(mixer, options, width=16, layers=1))
+    model = LanguageModel(11, ModelConfig(mixer, options, width=16, layers=1, residual_init=1.0))
     torch.nn.init.normal_(model.head.weight)
     expected = run(model)
     model.zero_grad()

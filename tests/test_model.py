@@ -136,11 +136,11 @@ def test_no_dropout_by_default():
 
 
 @pytest.mark.parametrize("mixer", ["mingru", "attention", "mamba", "s4d", "gru", "lstm_reference"])
-@pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
-def test_initial_weights(mixer, mlp):
-    """Standard deviation 1 / sqrt(fan-in), in 8 layers a quarter of that for what adds to the residual stream."""
+@pytest.mark.parametrize(("mlp", "residual_init"), [("relu2", 0.0), ("relu2", 1.0), ("swiglu", 2.0)])
+def test_initial_weights(mixer, mlp, residual_init):
+    """Standard deviation 1 / sqrt(fan-in), in 8 layers a quarter of that for what adds to the stream, as in GPT-2."""
     torch.manual_seed(0)
-    model = LanguageModel(V, ModelConfig(mixer=mixer, width=64, layers=8, mlp=mlp))
+    model = LanguageModel(V, ModelConfig(mixer=mixer, width=64, layers=8, mlp=mlp, residual_init=residual_init))
     assert not model.head.weight.any() and (model.norm.weight == 1).all()
     assert model.embedding.weight.std().item() == pytest.approx(1.0, rel=0.1)
     seen = set()
@@ -151,9 +151,9 @@ def test_initial_weights(mixer, mlp):
         if isinstance(module, nn.Linear) and last != "dt":
             seen.add(last)
             writes = last in ("down", "output")
-            expected = module.in_features**-0.5 * (0.25 if writes else 1.0)
+            expected = module.in_features**-0.5 * (0.25 * residual_init if writes else 1.0)
             assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
-            assert abs(module.weight.mean().item()) < 0.05 * expected
+            assert abs(module.weight.mean().item()) <= 0.05 * expected
     assert {"up", "down"} <= seen
 
 
@@ -249,3 +249,12 @@ def test_layers():
     names = [type(block.mixer).__name__ for block in make(["gru", "mingru", "gru"]).blocks]
     assert names == ["GRU", "MinGRU", "GRU"]
     assert isinstance(make().blocks[0], Block)
+
+
+def test_blocks_start_as_identities():
+    """By default: the first gradients are then those of the head and the embedding."""
+    for mixer in MIXER_PARAMETERS:
+        torch.manual_seed(0)
+        model = LanguageModel(V, ModelConfig(mixer=mixer, width=D, layers=2))
+        x = torch.randn(2, 5, D)
+        assert torch.equal(model.blocks[1](x)[0], x), mixer

@@ -122,7 +122,7 @@ def test_what_mixers_carry_under_autocast_is_float32(monkeypatch, mixer):
 
 
 def test_the_loss_of_training_is_float32():
-    model = LanguageModel(11, ModelConfig(width=16, layers=1))
+    model = LanguageModel(11, ModelConfig(width=16, layers=1, residual_init=1.0))
     torch.nn.init.normal_(model.head.weight)
     ids = torch.randint(0, 11, (2, 30))
     with torch.autocast("cpu", torch.bfloat16):

@@ -24,10 +24,10 @@ def make_mixer(name: str, width: int, **options: Any) -> Mixer:
 
 
 def make(name: str, width: int, layers: int, vocabulary: int, mlp: str = "relu2", **options: Any) -> LanguageModel:
-    """A model with this mixer, from a fixed seed. Its head is not zero as in training, where all outputs agree."""
+    """A model with this mixer, from a fixed seed. No matrix is zero, as some are at the start of training."""
     torch.manual_seed(0)
     mixer_options = MixerOptions(**accepted(name, options))
-    config = ModelConfig(mixer=name, width=width, layers=layers, mlp=mlp, options=mixer_options)  # type: ignore[arg-type]
+    config = ModelConfig(name, mixer_options, width, layers, mlp, residual_init=1.0)  # type: ignore[arg-type]
     model = LanguageModel(vocabulary, config)
     nn.init.normal_(model.head.weight, std=width**-0.5)
     return model

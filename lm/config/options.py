@@ -52,8 +52,9 @@ class DataConfig:
     """characters in a training sequence, and in a window of the windowed validation loss"""
     batch_size: Annotated[int, Range(least=1, most=2**20)] = 12
     """sequences in one optimiser step, on all devices together"""
-    sampling: Literal["windows", "streams"] = "windows"
-    """random windows from a zero state, or contiguous streams whose state is carried from batch to batch"""
+    sampling: Literal["shuffled", "windows", "streams"] = "shuffled"
+    """windows from a zero state, each once in an epoch (shuffled) or at random positions (windows); or contiguous
+    streams whose state is carried from batch to batch"""
     column: str = "text"
     """column that holds the text (Hub, parquet, json and csv corpora)"""
     split: str | None = None
@@ -98,6 +99,8 @@ class ModelConfig:
     """activation of the MLP, or none for blocks without one"""
     mlp_expansion: Annotated[float, Range(above=0, most=100)] = 4.0
     """hidden channels of the MLP as a multiple of the width (swiglu takes two thirds of it: equal parameters)"""
+    residual_init: Annotated[float, Range(least=0, most=100)] = 0.0
+    """initial size of the matrices that write into the residual stream; 0: blocks add nothing at first, 1: GPT-2's"""
     dropout: Fraction = 0.0
     """dropout on the embedding and on the output of each mixer and MLP"""
     compile: bool = False
@@ -122,6 +125,8 @@ class OptimConfig:
     """AdamW's decay of the second moment"""
     momentum: Fraction = 0.95
     """Muon's (Nesterov) momentum"""
+    muon_beta2: Fraction = 0.95
+    """decay of the second moment by which Muon divides each row of an update (NorMuon); 0: plain Muon"""
     warmup_steps: Natural = 50
     """steps of linear warm-up"""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -130,6 +135,8 @@ class OptimConfig:
     """share of the budget over which the constant schedule decays at the end"""
     final_lr: Share = 0.0
     """learning rate at the end as a fraction of the peak"""
+    ema: Fraction = 0.0
+    """decay of an average of the weights, which is validated and saved in their place; 0: none"""
     clip: NonNegative = 1.0
     """largest norm of the gradient; 0 for no clipping"""
 
@@ -143,7 +150,7 @@ class TrainerConfig:
     max_minutes: Positive | None = None
     """stop after this many minutes of training, without validation (default: 2); the schedule follows the clock"""
     precision: Literal["auto", 32, "bf16-mixed", "16-mixed"] = "auto"
-    """auto: bf16-mixed on a GPU that has it, else 32"""
+    """auto: bf16-mixed where the device multiplies bfloat16 natively (GPU; CPU with AVX512_BF16 or AMX), else 32"""
     accumulate: Count = 1
     """cut each batch into this many parts and add up their gradients"""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -222,5 +229,7 @@ class Config:
 
 DEFAULT_LR = {"muon": 0.01, "adamw": 0.002}
 """Peak learning rate of AdamW for each `optim.name`."""
+BEFORE: dict[str, Any] = {"model.residual_init": 1.0, "optim.muon_beta2": 0.0}
+"""What saved configurations mean that are older than an option, where that is not its default."""
 FIELDS = fields(Config)
 """Every option by its full name: {"model.width": Field(...), ...}."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from lm.config.command import Parser
 from lm.config.fields import REPEATED, nearest
-from lm.config.options import COPYING, DEFAULT_LR, FIELDS, VERSION, Config, TrainerConfig
+from lm.config.options import BEFORE, COPYING, DEFAULT_LR, FIELDS, VERSION, Config, TrainerConfig
 from lm.config.strict_yaml import LARGEST, read_yaml
 from lm.files import UserError, read_text, shorten
 
@@ -80,6 +80,7 @@ def from_yaml(text: str, source: str | os.PathLike[str] = "config") -> Config:
         UserError: it is not YAML, or has an unknown option, a wrong type or a wrong value, or is of a newer version.
     """
     config = Config()
+    config.update(BEFORE)
     with _naming(source):
         config.update(_read_options(text))
         _complete(config)

@@ -22,9 +22,13 @@ from lm.sampling.decoder import Position
 FORMAT, VERSION = "char-lm state", 1
 
 
+TRAINING_ONLY = ("dropout", "compile", "residual_init")
+"""Options of a model that do not change what trained weights compute."""
+
+
 def fingerprint(model: LanguageModel, characters: str, config: ModelConfig) -> str:
     """SHA-256, in hexadecimal, of all that a state depends on: weights, architecture and vocabulary."""
-    described = {name: value for name, value in asdict(config).items() if name not in ("dropout", "compile")}
+    described = {name: value for name, value in asdict(config).items() if name not in TRAINING_ONLY}
     return _digest(hashlib.sha256(json.dumps([described, characters], sort_keys=True).encode()), model.state_dict())
 
 

@@ -94,7 +94,7 @@ def test_copying_is_scored_per_answer(monkeypatch, capsys):
     data = DataConfig(corpus="selective_copying", context=40)
     problems = Copying.from_config(data)
     torch.manual_seed(0)
-    model = LanguageModel(len(problems.tokenizer), ModelConfig(width=16, layers=1)).eval()
+    model = LanguageModel(len(problems.tokenizer), ModelConfig(width=16, layers=1, residual_init=1.0)).eval()
     torch.nn.init.normal_(model.head.weight)
     monkeypatch.setattr(load, "load_with_config", lambda run: (model, problems.tokenizer, Config(data=data)))
     assert evaluate(["any"]) == 0

@@ -9,12 +9,13 @@ from lm.files import UserError
 
 DEFAULTS = """
 name: null, seed: 1, runs: runs
-data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: windows, column: text, split: null,
+data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: shuffled, column: text, split: null,
        revision: null, copying: {tokens: 16, vocabulary: 16}}
 model: {mixer: mingru, options: {expansion: null, convolution: null, gate_bias: null, d_state: null, heads: null,
-        window: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, dropout: 0.0, compile: false}
+        window: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0, dropout: 0.0,
+        compile: false}
 optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, beta1: 0.9, beta2: 0.99, momentum: 0.95,
-        warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, clip: 1.0}
+        muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, ema: 0.0, clip: 1.0}
 trainer: {max_steps: null, max_minutes: 2.0, precision: auto, accumulate: 1, accelerator: auto, devices: 1,
           strategy: auto, num_nodes: 1}
 eval: {every: 250, sample_chars: 240, prompt: "\\n"}
@@ -33,16 +34,19 @@ WHOLE = {
 """The smallest and the largest value of options that are whole numbers."""
 NUMBERS = {
     "model.options.expansion": (1e-9, 100, 0, 100.1), "model.options.gate_bias": (-1000, 1000, -1000.1, 1000.1),
-    "model.mlp_expansion": (1e-9, 100, 0, 100.1), "model.dropout": (0, 0.999, -1e-9, 1),
+    "model.mlp_expansion": (1e-9, 100, 0, 100.1), "model.residual_init": (0, 100, -1e-9, 100.1),
+    "model.dropout": (0, 0.999, -1e-9, 1),
     "optim.lr": (1e-9, 1000, 0, 1001), "optim.muon_lr": (1e-9, 1000, 0, 1001),
     "optim.weight_decay": (0, 1e9, -1e-9, 1e10), "optim.beta1": (0, 0.999, -1e-9, 1),
-    "optim.beta2": (0, 0.999, -1e-9, 1), "optim.momentum": (0, 0.999, -1e-9, 1), "optim.decay": (0, 1, -1e-9, 1.001),
+    "optim.beta2": (0, 0.999, -1e-9, 1), "optim.momentum": (0, 0.999, -1e-9, 1),
+    "optim.muon_beta2": (0, 0.999, -1e-9, 1), "optim.decay": (0, 1, -1e-9, 1.001),
+    "optim.ema": (0, 0.999, -1e-9, 1),
     "optim.final_lr": (0, 1, -1e-9, 1.001), "optim.clip": (0, 1e9, -1e-9, 1e10),
     "trainer.max_minutes": (1e-9, 1e9, 0, 1e10),
 }  # fmt: skip
 """Of options that are any numbers: a smallest and a largest value, a value that is too small, one that is too large."""
 CHOICES = {
-    "data.sampling": ["windows", "streams"],
+    "data.sampling": ["shuffled", "windows", "streams"],
     "model.mixer": ["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"],
     "model.mlp": ["relu2", "gelu", "swiglu", "none"],
     "model.compile": [False, True],

@@ -108,3 +108,10 @@ def test_help_names_every_option_and_needs_no_torch(program):
     assert len(result.stdout.splitlines()) < 100
     names = [f"--{name}" for name in Config().flat()] if program == "train.py" else ["--prompt", "--top_p", "--seed"]
     assert all(f"  {name} " in result.stdout for name in names)
+
+
+def test_options_that_an_old_configuration_does_not_know_have_their_old_meaning():
+    old = from_yaml("version: 1\noptim: {name: muon}\n")
+    assert (old.optim.muon_beta2, old.model.residual_init) == (0.0, 1.0)
+    new = from_yaml(Config().to_yaml())
+    assert (new.optim.muon_beta2, new.model.residual_init) == (0.95, 0.0)

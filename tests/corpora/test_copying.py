@@ -67,7 +67,7 @@ def test_a_block_without_mlp_is_its_mixer_alone():
     from lm.sampling.packed import pack
 
     config = Config().model
-    config.mlp = "none"
+    config.mlp, config.residual_init = "none", 1.0
     model = LanguageModel(9, config)
     assert not [name for name, _ in model.named_parameters() if "mlp" in name]
     block, x = model.blocks[0], torch.randn(2, 5, config.width)

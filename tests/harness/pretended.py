@@ -159,7 +159,8 @@ def main() -> int:
         torch.manual_seed(0)
         with watching() as watch:
             options = MixerOptions(window=16) if mixer == "attention" else MixerOptions()
-            model = LanguageModel(VOCABULARY, ModelConfig(mixer, options, width=16, layers=1, dropout=0.1)).to(DEVICE)
+            config = ModelConfig(mixer, options, width=16, layers=1, dropout=0.1, residual_init=1.0)
+            model = LanguageModel(VOCABULARY, config).to(DEVICE)
             for name in ("muon", "adamw"):
                 train(model, OptimConfig(name))
             model.eval()

@@ -230,7 +230,8 @@ every_model = pytest.mark.parametrize("case", MODELS)
 def make_model(case: str, vocabulary: int = 30) -> LanguageModel:
     torch.manual_seed(0)
     mixer, options = MODELS[case]
-    return LanguageModel(vocabulary, ModelConfig(mixer=mixer, options=MixerOptions(**options), width=WIDTH, layers=2))
+    config = ModelConfig(mixer=mixer, options=MixerOptions(**options), width=WIDTH, layers=2, residual_init=1.0)
+    return LanguageModel(vocabulary, config)
 
 
 @every_model

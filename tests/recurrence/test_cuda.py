@@ -99,7 +99,7 @@ def test_compiles_for_an_h100(monkeypatch, tmp_path, parts, dtype):
 def test_whole_model_compiles_in_one_graph(mixer):
     """No graph break; the same outputs and gradients. Traced with its backward, but not turned into machine code."""
     torch.manual_seed(0)
-    model = LanguageModel(11, ModelConfig(mixer=mixer, width=16, layers=2)).to(DEVICE).eval()
+    model = LanguageModel(11, ModelConfig(mixer=mixer, width=16, layers=2, residual_init=1.0)).to(DEVICE).eval()
     torch.nn.init.normal_(model.head.weight)
     ids = torch.randint(11, (2, 9), device=DEVICE)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

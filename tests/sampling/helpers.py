@@ -28,9 +28,10 @@ WILD = SamplingOptions(temperature=1.3, top_k=20, top_p=0.95, min_p=0.001)
 
 
 def make(case: str = "mingru", vocabulary: int = 30) -> LanguageModel:
-    """A model in eval mode whose head is not zero."""
+    """A model in eval mode in which no matrix is zero."""
     torch.manual_seed(0)
-    model = LanguageModel(vocabulary, ModelConfig(**({"width": 32, "layers": 2} | CASES[case]))).eval()
+    fields = {"width": 32, "layers": 2, "residual_init": 1.0} | CASES[case]
+    model = LanguageModel(vocabulary, ModelConfig(**fields)).eval()
     torch.nn.init.normal_(model.head.weight, std=0.5)
     return model
 

@@ -62,7 +62,7 @@ def test_parts_and_devices_share_a_batch_without_overlap(tmp_path):
 
 def test_a_state_is_carried_within_its_part_and_dropped_for_a_fresh_batch():
     torch.manual_seed(0)
-    model = LanguageModel(11, ModelConfig(width=16, layers=2))
+    model = LanguageModel(11, ModelConfig(width=16, layers=2, residual_init=1.0))
     torch.nn.init.normal_(model.head.weight)
     ids = torch.randint(0, 11, (2, 21))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lm.config.options import MixerOptions, ModelConfig
+from lm.config.options import ModelConfig
 from lm.corpora.copying import IGNORED, Copying
 from lm.model import LanguageModel
 from lm.training.loss import copying_accuracy, nll, score, streaming_loss, windowed_loss
@@ -13,7 +13,8 @@ from lm.training.loss import copying_accuracy, nll, score, streaming_loss, windo
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    config = ModelConfig(width=16, layers=2, options=MixerOptions(gate_bias=4.0))  # a long memory: its loss is noticed
+    config = ModelConfig(width=16, layers=2, residual_init=1.0)
+    config.options.gate_bias = 4.0  # a long memory: its loss is noticed
     model = LanguageModel(11, config).eval()
     torch.nn.init.normal_(model.head.weight)
     return model
@@ -74,7 +75,7 @@ def test_score_weighs_each_target_equally_whatever_its_piece(model, carry):
 def test_copying_is_scored_on_the_answers_of_all_held_out_problems():
     problems = Copying(context=24, tokens=3, vocabulary=10)
     torch.manual_seed(0)
-    model = LanguageModel(10, ModelConfig(width=16, layers=1)).eval()
+    model = LanguageModel(10, ModelConfig(width=16, layers=1, residual_init=1.0)).eval()
     torch.nn.init.normal_(model.head.weight)
     (pieces,) = problems.validation_pieces(24)
     x, y = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pieces, strict=True))
