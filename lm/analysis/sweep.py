@@ -83,7 +83,10 @@ def command(path: Path, argv: list[str]) -> list[str] | None:
     run = Run(path)
     if not run.exists:
         return [*TRAIN, *argv]
-    if run.config() != config:
+    saved = run.config()
+    if config.trainer.precision == "auto":  # the run has what that meant on its machine
+        config.trainer.precision = saved.trainer.precision
+    if saved != config:
         raise UserError(f"{run.path} was made with other options; choose another --runs")
     if run.summary().get("status") in ("finished", "diverged"):
         return None

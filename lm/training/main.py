@@ -13,7 +13,7 @@ from lm.files import UserError
 from lm.training.clock import Clock
 from lm.training.processes import RUN_NAME, is_first_process, print_status
 from lm.training.resume import changed_options
-from lm.training.start import Stages, import_libraries
+from lm.training.start import Stages, import_libraries, keep_freed_memory
 from lm.training.trainer import make_loggers, make_trainer, quieten, resolve_precision
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def resume(run: "Run", start: Start, given: dict[str, Any]) -> int:
         run.lock()
     saved_config = run.config()
     config = resolve(given, start.config, saved_config)
+    if config.trainer.precision == "auto":
+        config.trainer.precision = saved_config.trainer.precision
     changed = changed_options(saved_config, config, start.allow_changes, run)
     corpus = load(config.data)
     saved = run.newest_checkpoint()
@@ -113,6 +115,7 @@ def train(
     stages = Stages(STARTED)
     stages.end("options, corpus")
     quieten()
+    keep_freed_memory()
     import_libraries(config, stages)
     import torch
 
@@ -124,6 +127,7 @@ def train(
     from lm.training.recorder import Recorder
     from lm.training.task import Task
 
+    config.trainer.precision, reason = resolve_precision(config, old=changed is not None)
     with user_errors():
         torch.manual_seed(config.seed)
         model = LanguageModel(len(corpus.tokenizer), config.model)
@@ -132,7 +136,7 @@ def train(
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer, saved.seconds if saved else 0.0))
     recorder = Recorder(run, corpus, task, stages)
     callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
-    trainer = make_trainer(config, run, resolve_precision(config), callbacks)
+    trainer = make_trainer(config, run, callbacks)
     if is_first_process():
         if changed is None:
             run.start(config, corpus.tokenizer, corpus.digest)
@@ -141,7 +145,7 @@ def train(
         stages.end("model, run folder")
         trainer.loggers = make_loggers(config, run)
         stages.end("wandb start")
-    announce(config, corpus, model.parameters_total, trainer, run)
+    announce(config, corpus, model.parameters_total, trainer, run, reason)
     checkpoint = run.checkpoints / "last.ckpt" if saved else None
     return fit(trainer, task, CorpusDataModule(corpus, config), checkpoint, recorder)
 
@@ -171,8 +175,10 @@ def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, re
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
-def announce(config: Config, corpus: "Corpus | Copying", parameters: int, trainer: "pl.Trainer", run: "Run") -> None:
-    """Print what is going to be trained."""
+def announce(
+    config: Config, corpus: "Corpus | Copying", parameters: int, trainer: "pl.Trainer", run: "Run", reason: str
+) -> None:
+    """Print what is going to be trained; `reason` says why at this precision."""
     budget = f"{config.trainer.max_steps} steps"
     if config.trainer.max_minutes:
         budget = f"{config.trainer.max_minutes:g} minutes, validation excluded"
@@ -181,7 +187,8 @@ def announce(config: Config, corpus: "Corpus | Copying", parameters: int, traine
     print_status(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
     print_status(f"corpus   {config.data.corpus}: {corpus}")
     print_status(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
-    print_status(f"device   {trainer.num_devices * trainer.num_nodes} x {kind}, precision {trainer.precision}")
+    print_status(f"device   {trainer.num_devices * trainer.num_nodes} x {kind}, precision {trainer.precision}", end="")
+    print_status(f" ({reason})" if reason else "")
     print_status(f"budget   {budget}")
     print_status(f"run      {run.path}")
 

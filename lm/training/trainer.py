@@ -22,7 +22,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def make_trainer(config: Config, run: "Run", precision: Any, callbacks: list[Any]) -> "pl.Trainer":
+def make_trainer(config: Config, run: "Run", callbacks: list[Any]) -> "pl.Trainer":
     """Lightning's trainer for one endless epoch, which the recorder ends.
 
     Raises:
@@ -40,7 +40,7 @@ def make_trainer(config: Config, run: "Run", precision: Any, callbacks: list[Any
             devices=wanted.devices,
             num_nodes=wanted.num_nodes,
             strategy=wanted.strategy,
-            precision=precision,
+            precision=wanted.precision,  # type: ignore[arg-type]
             max_epochs=-1,
             max_steps=-1,
             accumulate_grad_batches=wanted.accumulate,
@@ -61,20 +61,35 @@ def make_trainer(config: Config, run: "Run", precision: Any, callbacks: list[Any
         raise UserError(f"trainer: {asked} cannot be had here: {reason}; the default, auto, can") from None
 
 
-def resolve_precision(config: Config) -> Any:
-    """The precision of a configuration; for `auto` the best that the device has.
+def resolve_precision(config: Config, old: bool = False) -> tuple[Any, str]:
+    """The precision of a configuration, for `auto` the fastest of the device; and the reason, empty if it was given.
+
+    Args:
+        old: it is the configuration of a run from the time when `auto` meant 32 on every CPU.
 
     Raises:
         UserError: 16-mixed without a GPU.
     """
     import torch
 
-    gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if config.trainer.precision == "16-mixed" and not gpu:
+    wanted = config.trainer
+    gpu = wanted.accelerator != "cpu" and torch.cuda.is_available()
+    if wanted.precision == "16-mixed" and not gpu:
         raise UserError("trainer.precision 16-mixed needs a GPU; on a CPU use 32 or bf16-mixed")
-    if config.trainer.precision != "auto":
-        return config.trainer.precision
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 32
+    if wanted.precision != "auto":
+        return wanted.precision, ""
+    if old and not gpu:
+        return 32, "as before"
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_multiplies_bfloat16()
+    reason = f"the {'GPU' if gpu else 'processor'} {'multiplies' if native else 'does not multiply'} bfloat16"
+    return "bf16-mixed" if native else 32, reason
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it (AVX512_BF16 or AMX), and torch uses them."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def make_loggers(config: Config, run: "Run") -> list[Any]:
