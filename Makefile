@@ -9,11 +9,14 @@ train: .venv/ready
 test: .venv/ready-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-# The table and the picture in README.md: two minutes for each run; finished runs are skipped.
+# The tables and the picture in README.md: two minutes for each run, and as many characters; an hour. Finished runs are skipped.
+STUDY := $(BIN)/char-lm sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2
 results: .venv/ready
-	$(BIN)/char-lm sweep --mixers mingru minlstm attention gru lstm mamba --seeds 1 2 --runs runs/comparison --png docs/curves.png
-	$(BIN)/char-lm compare runs/comparison --insert README.md
-	$(BIN)/char-lm document README.md#sample char-lm generate runs/comparison/mingru-seed1 --prompt ROMEO: --seed 5 --chars 200
+	$(STUDY) --runs runs/equal_seconds
+	$(STUDY) --runs runs/equal_characters -- --trainer.max_steps 1300
+	$(BIN)/char-lm compare runs/equal_seconds --insert README.md
+	$(BIN)/char-lm compare runs/equal_characters --insert README.md#characters --png docs/curves.png --timed runs/equal_seconds
+	$(BIN)/char-lm document README.md#sample char-lm generate runs/equal_seconds/mingru-seed1 --prompt ROMEO: --seed 5 --chars 200
 	$(BIN)/char-lm evaluate data/pretrained --insert README.md#pretrained
 	$(BIN)/char-lm evaluate data/pretrained --weights int8 --insert README.md#int8
 
@@ -34,8 +37,8 @@ paper: .venv/ready
 	$(BIN)/char-lm reproduction --insert docs/reproduction.md
 
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
-BENCHES ?= cell busy step "step --against af1ce59" train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
-  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead start
+BENCHES ?= cell busy step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
+  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 

@@ -32,7 +32,9 @@ class Options:
     html: Output | None = None
     """write one self-contained page"""
     png: Output | None = None
-    """write the loss curves as a picture"""
+    """write the loss curves as a picture: against steps on the left, against seconds on the right"""
+    timed: list[str] = field(default_factory=list)
+    """take the right half of --png from these runs, whose budget is time, instead"""
     json: Output | None = None
     """write the tables for other programs; - for standard output"""
     insert: str | None = None
@@ -67,6 +69,7 @@ def show(reader: Reader, options: Options) -> int:
     if not runs:
         raise UserError(f"no run in {', '.join(reader.skipped)}; make one with: char-lm train")
     groups, notes = table.group(runs), table.warnings(runs, reader.skipped)
+    timed = table.group(Reader(options.timed).read()) if options.timed else groups
     target = options.target if options.target is not None else table.default_target(runs, options.metric)
     lines = report(groups, target, options)
     if "-" not in (options.json, options.csv):
@@ -81,13 +84,13 @@ def show(reader: Reader, options: Options) -> int:
         insert(options.insert, "results", "\n".join(lines))
     write(options.html, lambda: page(runs, options.metric, options.target, reader.skipped))
     if options.png:
-        save_png(options.png, groups, options.metric, target)
+        save_png(options.png, groups, timed, options.metric, target)
     return 0
 
 
 def report(groups: list[table.Group], target: float | None, options: Options) -> list[str]:
     """The tables for the terminal, and the curves of --text."""
-    sentence = table.at_equal_seconds(groups, options.metric)
+    sentence = table.at_equal_budget(groups, options.metric)
     lines = [*([sentence, ""] if sentence else []), *terminal.results(groups), ""]
     if target is None:
         lines.append("no validation yet")

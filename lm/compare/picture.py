@@ -12,15 +12,20 @@ MOST = 24
 """Groups in one picture; more could not be told apart."""
 
 
-def save_png(path: str, groups: list[Group], metric: str, target: float | None) -> None:
+def save_png(path: str, groups: list[Group], timed: list[Group], metric: str, target: float | None) -> None:
     """Draw two panels: one line per group, a band from its lowest to its highest run, the target dotted.
+
+    Args:
+        groups: of the panel against steps.
+        timed: of the panel against seconds. A schedule follows its budget, so a fair comparison by time needs runs that
+            ended after the same time.
 
     Raises:
         UserError: the file cannot be written.
     """
-    shown = [item for item in groups if item.has(metric)]
     panels = []
-    for axis, label in AXES.items():
+    for (axis, label), side in zip(AXES.items(), (groups, timed), strict=True):
+        shown = [item for item in side if item.has(metric)]
         curves: dict[str, list[Curve]] = {
             item.name: [run.points(metric, axis) for run in item.runs] for item in shown[:MOST]
         }

@@ -186,26 +186,32 @@ def arrivals(groups: list[Group], metric: str, target: float) -> list[Arrival]:
     return sorted(result, key=lambda a: a.at["step"].mean if a.reached else math.inf)
 
 
-def at_equal_seconds(groups: list[Group], metric: str) -> str:
-    """One sentence: the mean over seeds of each group's lowest loss within the training time that all runs have had.
+BUDGETS = {"trainer.max_minutes": ("train_seconds", "s of training"), "trainer.max_steps": ("chars", "characters")}
+"""What an option limits, by AXES, and in words."""
 
-    The time is that of the run that was validated last the earliest, and 2 % more: a clock budget ends at a whole step.
-    Empty for fewer than two groups, or where a run has no validation by then.
+
+def at_equal_budget(groups: list[Group], metric: str) -> str:
+    """One sentence: the mean over seeds of each group's lowest loss within the seconds that all runs have had.
+
+    If their budgets are steps, within the characters instead. The limit is that of the run that was validated last the
+    earliest, and 2 % more: a clock budget ends at a whole step. Empty for fewer than two groups, for budgets of both
+    kinds, or where a run has no validation by then.
     """
-    runs = {id(run): run.validations(metric) for item in groups for run in item.runs}
-    if len(groups) < 2 or not all(runs.values()):
+    runs = [run for item in groups for run in item.runs]
+    rows = {id(run): run.validations(metric) for run in runs}
+    budgets = [b for option, b in BUDGETS.items() if all(run.config.get(option, "none") != "none" for run in runs)]
+    if len(groups) < 2 or not budgets or not all(rows.values()):
         return ""
-    seconds = min(rows[-1].get("train_seconds", NAN) for rows in runs.values())
+    axis, unit = budgets[0]
+    limit = min(found[-1].get(axis, NAN) for found in rows.values())
     means = {}
     for item in groups:
-        within = [
-            [r[metric] for r in runs[id(run)] if r.get("train_seconds", NAN) <= 1.02 * seconds] for run in item.runs
-        ]
+        within = [[r[metric] for r in rows[id(run)] if r.get(axis, NAN) <= 1.02 * limit] for run in item.runs]
         if not all(within):
             return ""
         means[item.label] = statistics.fmean(map(min, within))
     ranks = sorted(means.items(), key=lambda pair: pair[1])
-    return f"{metric} after {short(seconds)} s of training: " + ", ".join(f"{name} {loss(m)}" for name, m in ranks)
+    return f"{metric} after {short(limit)} {unit}: " + ", ".join(f"{name} {loss(m)}" for name, m in ranks)
 
 
 def headline(found: list[Arrival], target: float) -> str:

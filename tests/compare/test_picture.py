@@ -28,7 +28,8 @@ def test_two_panels_with_the_curves_of_every_seed(tmp_path, drawn):
     for seed in (1, 2):
         run_of(tmp_path, f"gru-s{seed}", {100: 2.0 + seed, 200: 1.5}, seed=seed)
     run_of(tmp_path, "none", {100: {"train/loss": 1.0}}, model={"width": 64})
-    picture.save_png("a.png", group(Reader([str(tmp_path)]).read()), "val/loss", 1.6)
+    groups = group(Reader([str(tmp_path)]).read())
+    picture.save_png("a.png", groups, groups, "val/loss", 1.6)
     (((steps, seconds), title, rest),) = drawn
     assert (steps.x, seconds.x, title, rest) == ("optimiser steps", "seconds of training", "", {"target": 1.6})
     assert steps.y == seconds.y == "validation loss, nats per character"
@@ -41,10 +42,21 @@ def test_what_is_not_drawn_is_said(tmp_path, drawn):
         run_of(tmp_path / "many", f"run-{width}", {100: 2.0}, model={"width": width})
     run_of(tmp_path / "none", "a", {100: {"train/loss": 1.0}})
     for name in ("many", "none"):
-        picture.save_png("a.png", group(Reader([str(tmp_path / name)]).read()), "val/loss_streaming", None)
+        groups = group(Reader([str(tmp_path / name)]).read())
+        picture.save_png("a.png", groups, groups, "val/loss_streaming", None)
     assert [len(panels[0].curves) for panels, _, _ in drawn] == [0, 0]
-    picture.save_png("a.png", group(Reader([str(tmp_path / "many")]).read()), "val/loss", None)
+    groups = group(Reader([str(tmp_path / "many")]).read())
+    picture.save_png("a.png", groups, groups, "val/loss", None)
     assert [(len(panels[0].curves), title) for panels, title, _ in drawn[1:]] == [
         (0, "no val/loss_streaming yet"),
         (24, "24 of 30 groups"),
     ]
+
+
+def test_the_right_half_may_be_of_other_runs(tmp_path, drawn):
+    run_of(tmp_path / "steps", "gru-s1", {100: 2.0, 200: 1.5})
+    run_of(tmp_path / "minutes", "gru-s1", {50: 2.5})
+    argv = [str(tmp_path / "steps"), "--png", str(tmp_path / "a.png"), "--timed", str(tmp_path / "minutes")]
+    assert compare(argv) == 0
+    (((steps, seconds), _, _),) = drawn
+    assert (steps.curves, seconds.curves) == ({"gru-s1": [[(100, 2.0), (200, 1.5)]]}, {"gru-s1": [[(25, 2.5)]]})

@@ -147,14 +147,25 @@ def test_the_default_target_is_rounded_up_and_leaves_out_runs_that_diverged(tmp_
 
 def test_losses_at_equal_seconds(tmp_path):
     """Half a second a step: all runs have had 100 s; what comes later than 102 s does not count."""
+    minutes = {"max_minutes": 2.0}
     for seed, losses in ((1, {100: 2.0, 200: 1.5}), (2, {100: 1.9, 201: 1.7, 210: 1.0})):
-        run_of(tmp_path, f"gru-s{seed}", losses, seed=seed, mixer="gru")
-    run_of(tmp_path, "wide", {150: 1.55, 200: 1.58, 400: 1.1}, model={"width": 256})
+        run_of(tmp_path, f"gru-s{seed}", losses, seed=seed, mixer="gru", trainer=minutes)
+    run_of(tmp_path, "wide", {150: 1.55, 200: 1.58, 400: 1.1}, model={"width": 256}, trainer=minutes)
     groups = table.group(Reader([str(tmp_path)]).read())
-    assert table.at_equal_seconds(groups, "val/loss") == "val/loss after 100 s of training: wide 1.5500, gru 1.6000"
-    assert table.at_equal_seconds(groups[:1], "val/loss") == ""
-    run_of(tmp_path, "late", {500: 1.0}, model={"width": 512})
-    assert table.at_equal_seconds(table.group(Reader([str(tmp_path)]).read()), "val/loss") == ""
+    assert table.at_equal_budget(groups, "val/loss") == "val/loss after 100 s of training: wide 1.5500, gru 1.6000"
+    assert table.at_equal_budget(groups[:1], "val/loss") == ""
+    run_of(tmp_path, "late", {500: 1.0}, model={"width": 512}, trainer=minutes)
+    assert table.at_equal_budget(table.group(Reader([str(tmp_path)]).read()), "val/loss") == ""
+
+
+def test_losses_at_equal_characters(tmp_path):
+    """Where the budgets are steps; of budgets of both kinds nothing is said, as their schedules differ."""
+    run_of(tmp_path, "gru", {100: 2.0, 200: 1.5}, mixer="gru", trainer={"max_steps": 200})
+    run_of(tmp_path, "wide", {150: 1.55, 400: 1.1}, model={"width": 256}, trainer={"max_steps": 400})
+    groups = table.group(Reader([str(tmp_path)]).read())
+    assert table.at_equal_budget(groups, "val/loss") == "val/loss after 20,000 characters: gru 1.5000, wide 1.5500"
+    run_of(tmp_path, "timed", {200: 1.0}, model={"width": 64}, trainer={"max_minutes": 2.0})
+    assert table.at_equal_budget(table.group(Reader([str(tmp_path)]).read()), "val/loss") == ""
 
 
 def test_the_headline_compares_the_first_with_the_last(tmp_path):
