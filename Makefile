@@ -20,6 +20,19 @@ results: .venv/ready
 	$(BIN)/char-lm evaluate data/pretrained --insert README.md#pretrained
 	$(BIN)/char-lm evaluate data/pretrained --weights int8 --insert README.md#int8
 
+# docs/recipe.md: what single options are worth at 1,996,800 characters; half an hour. Finished runs are skipped.
+TRIAL := $(BIN)/char-lm sweep --runs runs/recipe --mixers
+VARIED := "data.sampling windows" "model.residual_init 1" "optim.muon_beta2 0" "optim.muon_lr 0.015 0.03" "optim.lr 0.005 0.02" \
+  "optim.weight_decay 0.05 0.2" "optim.schedule cosine constant" "optim.ema 0.98" "optim.warmup_steps 100" \
+  "model.options.gate_bias 1" "model.mlp swiglu"
+recipe: .venv/ready
+	$(TRIAL) mingru attention mamba --seeds 1 2 3 -- --trainer.max_steps 1300
+	for option in $(VARIED); do $(TRIAL) mingru --vary $$option -- --trainer.max_steps 1300 || exit; done
+	$(BIN)/char-lm sweep --runs runs/recipe --configs configs/v0.1.yaml --vary model.mixer mingru attention mamba -- --trainer.max_steps 1300
+	$(TRIAL) mingru --vary data.batch_size 6 -- --trainer.max_steps 2600 --optim.muon_lr 0.015
+	$(TRIAL) mingru --vary data.batch_size 24 -- --trainer.max_steps 650
+	$(BIN)/char-lm compare runs/recipe --insert docs/recipe.md
+
 # docs/reproduction.md: the paper's experiments, scaled for two cores; finished runs are skipped.
 LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml)
 COPYING := configs/paper_cpu/copying_
@@ -29,7 +42,8 @@ paper: .venv/ready
 	$(BIN)/char-lm sweep --configs $(COPYING)mingru.yaml $(COPYING)minlstm.yaml --vary model.layers 3 2 1 --runs runs/paper_copying
 	$(BIN)/char-lm sweep --configs $(COPYING)mamba.yaml $(COPYING)s4d.yaml --vary model.layers 3 --runs runs/paper_copying
 	$(BIN)/char-lm sweep --mixers mingru minlstm mamba attention --runs runs/extrapolation -- \
-	  --data.context 256 --data.batch_size 8 --trainer.max_steps 1000 --eval.every 500
+	  --data.context 256 --data.batch_size 8 --trainer.max_steps 1000 --eval.every 500 \
+	  --data.sampling windows --model.residual_init 1 --optim.muon_beta2 0 --trainer.precision 32
 	$(BIN)/char-lm compare runs/paper_lm --png docs/paper_lm.png --insert docs/reproduction.md#paper_lm
 	$(BIN)/char-lm compare runs/paper_copying --insert docs/reproduction.md#paper_copying
 	$(BIN)/char-lm evaluate runs/extrapolation/*-seed1 --contexts $(CONTEXTS) --png docs/extrapolation.png \
@@ -65,4 +79,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results paper performance reliability mutants lint
+.PHONY: train test results recipe paper performance reliability mutants lint

@@ -1,6 +1,7 @@
 """Shared fixtures: a small corpus, and `char-lm train` run on it in this process."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,17 @@ settings.load_profile("shared machine")
 
 SMALL = (
     "--model.width 32 --model.layers 2 --data.context 32 --data.batch_size 4 --eval.sample_chars 20 "
-    "--log.wandb disabled --trainer.accelerator cpu"
+    "--log.wandb disabled --trainer.accelerator cpu --trainer.precision 32"
 ).split()
 """A model and batches that train in milliseconds."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def memory_is_freed() -> Iterator[None]:
+    """Training in the process of the tests must not change how that frees memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.training.main.keep_freed_memory", lambda: None)
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from lm.config.options import DataConfig
 from lm.corpora import corpus as module
-from lm.corpora.batches import random_windows, streams
+from lm.corpora.batches import random_windows, shuffled_windows, streams
 from lm.files import UserError
 from tests.corpora.conftest import load, text_of
 
@@ -25,6 +25,9 @@ def test_training_reads_the_first_nine_tenths_and_validation_the_last(tmp_path):
     (tmp_path / "t.txt").write_text("".join(chr(0x4E00 + i) for i in range(1000)), encoding="utf-8")
     corpus = load(tmp_path / "t.txt")
     config = DataConfig(context=8, batch_size=4)
+    (x, y), fresh = corpus.batch(config, 1, 2, range(4))
+    assert fresh and np.array_equal(x, shuffled_windows(np.arange(900), 8, 1, 2, range(4), 4)[0]) and y.max() < 900
+    config.sampling = "windows"
     (x, y), fresh = corpus.batch(config, 1, 2, range(4))
     assert fresh and np.array_equal(x, random_windows(np.arange(900), 8, 1, 2, range(4))[0]) and y.max() < 900
     config.sampling = "streams"

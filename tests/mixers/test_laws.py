@@ -29,7 +29,7 @@ CASES = {
 }
 CASES |= {name: (name, {}) for name in MIXERS if name not in CASES}
 LENGTHS = (1, 2, 63, 257, 1000)
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 every_mixer = pytest.mark.parametrize("case", CASES)
 every_type = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 

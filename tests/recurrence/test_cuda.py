@@ -106,4 +106,4 @@ def test_whole_model_compiles_in_one_graph(mixer):
     (want, want_state), (got, state) = model(ids), compiled(ids)
     torch.testing.assert_close((got, state), (want, want_state))
     grads = (torch.autograd.grad(logits.square().sum(), list(model.parameters())) for logits in (got, want))
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-4)  # native operations against the portable ones

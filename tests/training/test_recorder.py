@@ -24,8 +24,8 @@ from tests.training.conftest import rows
 
 STEPS, CONTEXT, BATCH = 12, 32, 4
 OPTIMISER = (
-    "--optim.name adamw --optim.lr 0.01 --optim.beta1 0.8 --optim.beta2 0.95 --optim.weight_decay 3 "
-    "--optim.clip 0.5 --optim.warmup_steps 3 --optim.final_lr 0.2 --optim.decay 0.5"
+    "--data.sampling windows --optim.name adamw --optim.lr 0.01 --optim.beta1 0.8 --optim.beta2 0.95 "
+    "--optim.weight_decay 3 --optim.clip 0.5 --optim.warmup_steps 3 --optim.final_lr 0.2 --optim.decay 0.5"
 )
 TIMES = ("train_seconds", "chars_per_second")
 
@@ -180,7 +180,7 @@ def test_accuracy_and_loss_of_a_synthetic_task(run_train):
 
 def test_every_entry_of_the_summary(run_train, ticks):
     """With a learning rate so high that the best validation is not the last."""
-    rates = "--optim.muon_lr 0.3 --optim.lr 0.3 --optim.schedule constant --optim.decay 0"
+    rates = "--optim.muon_lr 0.3 --optim.lr 1 --optim.schedule constant --optim.decay 0"
     run = run_train("a", *"--trainer.max_steps 40 --eval.every 10".split(), *rates.split())
     since_import = time.monotonic() - STARTED
     summary, table = json.loads((run / "summary.json").read_text()), rows(run)

@@ -24,7 +24,7 @@ def make_task(budget: TrainerConfig | None = None, optim: OptimConfig | None = N
     config = Config(
         seed=7,
         data=DataConfig(**data),
-        model=ModelConfig(width=8, layers=2),
+        model=ModelConfig(width=8, layers=2, residual_init=1.0),
         optim=optim or OptimConfig(),
         trainer=budget,
     )
