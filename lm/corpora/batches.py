@@ -4,6 +4,7 @@ Row i of a step's batch is a pure function of (seed, step, i): training resumes 
 loader, and each device takes its slice of the rows.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,12 +22,17 @@ def shuffled_windows(ids: np.ndarray, context: int, seed: int, step: int, rows: 
     places = step * batch_size + np.arange(rows.start, rows.stop)  # in the order of all epochs
     starts: list[int] = []
     for epoch in np.unique(places // count).tolist():
-        random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 2, epoch, 0]))
-        offset = int(random.integers(len(ids) - count * context))
-        keys = random.integers(2**64, size=8, dtype=np.uint64)
+        offset, keys = _epoch(seed, epoch, len(ids) - count * context)
         windows = permute(places[places // count == epoch] % count, count, keys)
         starts += (offset + windows * context).tolist()
     return _cut(ids, starts, context)
+
+
+@functools.lru_cache(maxsize=16)
+def _epoch(seed: int, epoch: int, offsets: int) -> tuple[int, np.ndarray]:
+    """The offset of an epoch, below `offsets`, and the keys of its permutation."""
+    random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 2, epoch, 0]))
+    return int(random.integers(offsets)), random.integers(2**64, size=8, dtype=np.uint64)
 
 
 def permute(places: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
