@@ -1,6 +1,6 @@
 """Mutation testing: mistakes put into the code one at a time, each of which the tests must notice.
 
-    python -m tests.harness.mutants [AREA ...] [--share 0.2] [--processes 2] [--survivors FILE]
+    python -m tests.harness.mutants [AREA ...] [--share 0.2] [--processes 2] [--survivors FILE] [--results FILE]
 
 mutmut makes mistakes in Python functions. Those in C, and in Python that mutmut leaves alone (constants, declarations,
 functions that run at import), are the edits of `mutants.toml`. Both are applied to a copy of the checkout, and the fast
@@ -172,13 +172,24 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--survivors", type=Path, help="file for the mistakes that no test noticed")
     parser.add_argument("--only", choices=("edits", "mutmut"))
+    parser.add_argument("--results", type=Path, help="file that keeps the results of each area, and has earlier ones")
     options = parser.parse_args()
-    results: list[Result] = []
+    known: dict[str, list[Result]] = {}
+    if options.results and options.results.exists():
+        lines = map(json.loads, options.results.read_text().splitlines())
+        known = {line["area"]: [Result(*result) for result in line["results"]] for line in lines}
     for area in options.areas or AREAS:
+        if area in known:
+            continue
         with tempfile.TemporaryDirectory(prefix="mutants-") as name:
-            copy = Copy(Path(name), area)
-            results += copy.apply_edits() if options.only != "mutmut" else []
-            results += copy.run_mutmut(options.share, options.processes) if options.only != "edits" else []
+            copy, found = Copy(Path(name), area), []
+            found += copy.apply_edits() if options.only != "mutmut" else []
+            found += copy.run_mutmut(options.share, options.processes) if options.only != "edits" else []
+        known[area] = found
+        if options.results:
+            with options.results.open("a") as file:
+                file.write(json.dumps({"area": area, "results": found}) + "\n")
+    results = [result for found in known.values() for result in found]
     if options.survivors:
         alive = (result for result in results if result.status in ALIVE)
         texts = (f"## {module}, {name}: {status}\n\n```diff\n{text}\n```\n" for module, name, status, text in alive)

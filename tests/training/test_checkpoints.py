@@ -43,9 +43,12 @@ EXACT = ("--trainer.max_steps", "200", "--eval.every", "40", "--log.every", "7",
 
 
 @pytest.mark.parametrize(
-    "extra", [(), ("--data.sampling", "streams", "--trainer.accumulate", "2")], ids=["windows", "streams"]
+    "extra",
+    ["--trainer.precision bf16-mixed", "--optim.ema 0.9", "--data.sampling streams --trainer.accumulate 2"],
+    ids=["bfloat16", "average", "streams"],
 )
 def test_killed_and_resumed_equals_never_killed(run_train, tmp_path, corpus, extra):
+    extra = extra.split()
     process = start("killed", tmp_path, corpus, *EXACT, *extra)
     wait_for_step(tmp_path / "killed", 90)
     process.send_signal(signal.SIGKILL)
