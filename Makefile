@@ -63,7 +63,7 @@ reliability: .venv/ready-test
 	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads; do \
 	  $(BIN)/char-lm document docs/reliability.md python -m tests.harness.$$words || exit; done
 
-# Mistakes put into the code, which the tests must notice: about an hour. ARGS="training --share 0.2" does some.
+# Mistakes put into the code, which the tests must notice: some hours. ARGS="training --share 0.2" does some.
 mutants: .venv/ready-test
 	$(BIN)/python -m tests.harness.mutants $(ARGS)
 
