@@ -18,7 +18,7 @@ results: .venv/ready
 	  $(STUDY) --seeds 2 --runs runs/equal_characters -- --trainer.max_steps 1300 && wait $$other
 	$(BIN)/char-lm compare runs/equal_seconds --insert README.md
 	$(BIN)/char-lm compare runs/equal_characters --insert README.md#characters --png docs/curves.png --timed runs/equal_seconds
-	$(BIN)/char-lm document README.md#sample char-lm generate runs/equal_seconds/mingru-seed1 --prompt ROMEO: --seed 5 --chars 200
+	$(BIN)/char-lm document README.md#sample char-lm generate runs/equal_seconds/mingru-seed1 --prompt ROMEO: --seed 5 --chars 320
 	$(BIN)/char-lm evaluate data/pretrained --insert README.md#pretrained
 	$(BIN)/char-lm evaluate data/pretrained --weights int8 --insert README.md#int8
 
