@@ -5,17 +5,7 @@
 #endif
 
 /* Independent sums of a thread: enough to hide the latency of an instruction, few enough for the registers. */
-#if defined(__AVX512F__)
-enum { LANES = 16, SUMS = 24 };
-#elif defined(__AVX__)
-enum { LANES = 8, SUMS = 12 };
-#elif defined(__aarch64__)
-enum { LANES = 4, SUMS = 24 };
-#else
-enum { LANES = 4, SUMS = 12 };
-#endif
-
-typedef float vector __attribute__((vector_size(LANES * sizeof(float))));
+enum { SUMS = 3 * REGISTERS / 4 };
 
 /* The compiler must do all of it: sums may not be reordered, and their total is used. */
 #define ROUNDS(statement) \

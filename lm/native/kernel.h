@@ -10,6 +10,18 @@
 #define LOOP(n) _Pragma("omp simd") for (int j = 0; j < (n); j++)
 #define INLINE static inline __attribute__((always_inline))
 
+/* Floats in a vector of this processor, and how many vectors its registers hold. */
+#if defined(__AVX512F__)
+enum { LANES = 16, REGISTERS = 32 };
+#elif defined(__AVX__)
+enum { LANES = 8, REGISTERS = 16 };
+#elif defined(__aarch64__)
+enum { LANES = 4, REGISTERS = 32 };
+#else
+enum { LANES = 4, REGISTERS = 16 };
+#endif
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+
 /* A (B, T, D) tensor with contiguous channels; strides in elements. */
 typedef struct {
     char *data;

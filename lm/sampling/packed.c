@@ -11,16 +11,8 @@
 
 #define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
 
-#if defined(__AVX512F__)
-enum { LANES = 16, TILE = 12 };
-#elif defined(__AVX__)
-enum { LANES = 8, TILE = 6 };
-#elif defined(__aarch64__)
-enum { LANES = 4, TILE = 8 };
-#else
-enum { LANES = 4, TILE = 4 };
-#endif
 enum {
+    TILE = LANES == 4 ? REGISTERS / 4 : 3 * REGISTERS / 8, /* rows whose sums stay in registers, two vectors each */
     BLOCK = 2 * LANES, /* outputs of a block */
     WIDE = 4,          /* blocks that one row goes through together: enough sums to hide the latency of adding */
     ROWS = 32,         /* rows that go through the model together: each block of weights is read once for all of them */
@@ -32,7 +24,6 @@ enum { MINGRU, MINLSTM };
 enum { RELU2, GELU, SWIGLU };
 enum { BAD_ID = 1, NO_MEMORY };
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 

@@ -6,13 +6,8 @@
  */
 #include "kernel.h"
 
-#ifdef __AVX512F__
-enum { LANES = 16, ROWS = 12 }; /* 24 sums, two columns and a factor: fewer than 32 registers */
-#else
-enum { LANES = 8, ROWS = 6 };
-#endif
-enum { COLUMNS = 2 * LANES, SLACK = 64 };
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
+/* A tile of ROWS x COLUMNS sums fills three quarters of the registers. */
+enum { ROWS = 3 * REGISTERS / 8, COLUMNS = 2 * LANES, SLACK = 64 };
 
 /* Matrices in the workspace: rows are `stride` apart, padded to whole tiles, not a power of two (sets of the cache). */
 typedef struct {
@@ -26,10 +21,10 @@ static void multiply(const workspace *w, const float *restrict a, const float *r
     for (int64_t j = 0; j < w->n; j += COLUMNS) {
         for (int64_t k = 0; k < w->n; k++) memcpy(panel + k * COLUMNS, b + k * w->stride + j, COLUMNS * sizeof(float));
         for (int64_t i = 0; i < w->n && i < j + COLUMNS; i += ROWS) { /* tiles that reach the upper half */
-            vec sum[ROWS][2] = {0};
+            vector sum[ROWS][2] = {0};
             for (int64_t k = 0; k < w->n; k++) {
-                const vec *y = (const vec *)(panel + k * COLUMNS);
-                const vec left = y[0], right = y[1];
+                const vector *y = (const vector *)(panel + k * COLUMNS);
+                const vector left = y[0], right = y[1];
                 const float *x = a + k * w->stride + i; /* column k of a is its row k */
                 _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) {
                     sum[r][0] += x[r] * left;

@@ -90,7 +90,7 @@ def gram_polynomial(gram: Tensor, steps: int) -> Tensor:
 def gram_polynomial_portable(gram: Tensor, steps: int) -> Tensor:
     """The same with torch's products."""
     a, b, c = COEFFICIENTS
-    product = torch.eye(gram.shape[-1], device=gram.device).expand_as(gram)
+    product = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     for step in range(steps):
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         p.diagonal(dim1=1, dim2=2).add_(a)

@@ -13,9 +13,7 @@ from lm.training.lightning import import_lightning
 
 PACKAGE = Path(__file__).parents[1]
 SCANS = {"mingru": "recurrence/scan.c", "minlstm": "recurrence/scan.c", "mamba": "recurrence/selective.c"}
-"""The kernels of mixers that have their own."""
-
-
+"""The kernels of mixers that have their own; those of others are compiled when they are called."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
 

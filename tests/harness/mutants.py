@@ -172,13 +172,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--survivors", type=Path, help="file for the mistakes that no test noticed")
     parser.add_argument("--only", choices=("edits", "mutmut"))
-    parser.add_argument("--results", type=Path, help="file that keeps the results of each area, and has earlier ones")
+    parser.add_argument("--results", type=Path, help="keeps the results of each area, which is not run again")
     options = parser.parse_args()
     known: dict[str, list[Result]] = {}
     if options.results and options.results.exists():
         lines = map(json.loads, options.results.read_text().splitlines())
-        known = {line["area"]: [Result(*result) for result in line["results"]] for line in lines}
-    for area in options.areas or AREAS:
+        same = (line for line in lines if (line["share"], line["only"]) == (options.share, options.only))
+        known = {line["area"]: [Result(*result) for result in line["results"]] for line in same}
+    areas = options.areas or list(AREAS)
+    for area in areas:
         if area in known:
             continue
         with tempfile.TemporaryDirectory(prefix="mutants-") as name:
@@ -188,8 +190,9 @@ def main() -> None:
         known[area] = found
         if options.results:
             with options.results.open("a") as file:
-                file.write(json.dumps({"area": area, "results": found}) + "\n")
-    results = [result for found in known.values() for result in found]
+                line = {"area": area, "share": options.share, "only": options.only, "results": found}
+                file.write(json.dumps(line) + "\n")
+    results = [result for area in areas for result in known[area]]
     if options.survivors:
         alive = (result for result in results if result.status in ALIVE)
         texts = (f"## {module}, {name}: {status}\n\n```diff\n{text}\n```\n" for module, name, status, text in alive)
