@@ -5,8 +5,11 @@ Model, block and mixer have the same three methods: `init_state(batch)`, `forwar
 """
 
 import inspect
+import math
+from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
@@ -133,6 +136,25 @@ class LanguageModel(nn.Module):
         mixers = sum(block.mixer.flops(context) for block in self.blocks)
         mlps = sum(2.0 * p.numel() for block in self.blocks if block.mlp for p in block.mlp.parameters())
         return mixers + mlps + 2.0 * self.head.weight.numel()
+
+
+class Ensemble(nn.Module):
+    """Several models with the same vocabulary as one, which predicts the mean of their probabilities."""
+
+    def __init__(self, models: Sequence[LanguageModel]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(
+        self, ids: Tensor, state: tuple[ModelState, ...] | None = None
+    ) -> tuple[Tensor, tuple[ModelState, ...]]:
+        """ids (B, T) -> log-probabilities of the next id in float32 (B, T, V), and the states of all models."""
+        logits, states = zip(
+            *(model(ids, s) for model, s in zip(self.models, state or (None,) * len(self.models), strict=True)),
+            strict=True,
+        )
+        scores = torch.stack([part.float().log_softmax(-1) for part in logits])
+        return scores.logsumexp(0) - math.log(len(scores)), states
 
 
 def make_mixers(config: ModelConfig) -> list[Mixer]:

@@ -5,18 +5,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
+from lm.analysis.text import print_figures
 from lm.config.command import command_line
-from lm.config.fields import POSITIONAL, Count, Output
-from lm.config.options import COPYING, DataConfig, Weights
+from lm.config.fields import POSITIONAL, Count, Output, Positive, Range
+from lm.config.options import COPYING, Config, DataConfig, Weights
 from lm.corpora.copying import Copying
+from lm.corpora.tokenizer import CharTokenizer
 from lm.files import UserError, shorten
 from lm.report.document import inserted
 
 if TYPE_CHECKING:
-    from lm.model import LanguageModel
+    from lm.model import Ensemble, LanguageModel
 
+    Loaded = tuple[LanguageModel | Ensemble, CharTokenizer, Config]
 
-USAGE = "RUN [RUN ...] [--corpus NAME] [--contexts N ...] [--weights int8] [--png FILE]"
+USAGE = "RUN [RUN ...] [--corpus NAME] [--contexts N ...] [--weights int8] [--ensemble] [--dynamic LR] [--text]"
 
 
 @dataclass
@@ -31,6 +34,14 @@ class Options:
     """windows of these lengths instead of the run's own"""
     weights: Weights = "float32"
     """round the weights to bfloat16 or int8 first, as `char-lm generate` does"""
+    ensemble: bool = False
+    """also score the mean of all runs' probabilities"""
+    dynamic: Positive | None = None
+    """also let the weights learn from the text at this learning rate, from each 64 characters after they are scored"""
+    text: bool = False
+    """figures of text that the runs write, beside those of the validation split"""
+    chars: Annotated[int, Range(least=100, most=10**7)] = 10_000
+    """with --text: characters to write"""
     png: Output | None = None
     """draw the losses against the context"""
     insert: str | None = None
@@ -40,22 +51,44 @@ class Options:
 def run(options: Options) -> int:
     """Print the losses of the runs. Returns the exit code."""
     with inserted(options.insert, "evaluate", command_line("char-lm evaluate", options)):
-        losses = {name: _losses(name, options) for name in options.runs}
+        if options.text:
+            print_figures(options.runs, options.chars, options.corpus)
+            return 0
+        models = [_load(name, options) for name in options.runs]
+        losses = {name: _losses(name, model, options) for name, model in zip(options.runs, models, strict=True)}
+        if options.ensemble:
+            _losses(f"ensemble of {len(models)}", _average(models), options)
     if options.png:
         _draw(options.png, losses)
     return 0
 
 
-def _losses(run: str, options: Options) -> list[tuple[float, float]]:
-    """Print the losses of a run. Returns (context, loss) of the windowed ones."""
-    from lm.corpora.corpus import load_corpus
+def _load(run: str, options: Options) -> "Loaded":
     from lm.runs.load import load_with_config
     from lm.sampling.packed import Packed, pack
-    from lm.training.loss import streaming_loss, windowed_loss
 
     model, tokenizer, config = load_with_config(run)
     if options.weights != "float32":
         model = cast(Packed, pack(model, options.weights)).model  # the model with rounded weights
+    return model, tokenizer, config
+
+
+def _average(loaded: "list[Loaded]") -> "Loaded":
+    """The ensemble, with the configuration of its first model. Raises UserError if the vocabularies differ."""
+    from lm.model import Ensemble
+
+    models, tokenizers, configs = zip(*loaded, strict=True)
+    if len({tokenizer.characters for tokenizer in tokenizers}) > 1 or configs[0].data.corpus == COPYING:
+        raise UserError("--ensemble: the runs must have been trained on texts with the same characters")
+    return Ensemble(models), tokenizers[0], configs[0]
+
+
+def _losses(run: str, loaded: "Loaded", options: Options) -> list[tuple[float, float]]:
+    """Print the losses of a run. Returns (context, loss) of the windowed ones."""
+    from lm.corpora.corpus import load_corpus
+    from lm.training.loss import dynamic_loss, streaming_loss, windowed_loss
+
+    model, tokenizer, config = loaded
     contexts = options.contexts or [config.data.context]
     if len(options.runs) > 1:
         print(f"{run} ({config.mixer_name}, trained at context {config.data.context})")
@@ -74,6 +107,8 @@ def _losses(run: str, options: Options) -> list[tuple[float, float]]:
         losses.append((context, windowed_loss(model, ids, context)))
         _print_loss(f"windowed {context}", losses[-1][1])
     _print_loss("streaming", streaming_loss(model, ids))
+    if options.dynamic:
+        _print_loss("dynamic", dynamic_loss(model, ids, options.dynamic))
     return losses
 
 
@@ -85,7 +120,7 @@ def _draw(path: str, losses: dict[str, list[tuple[float, float]]]) -> None:
     save(path, [panel], scales=("log", "linear"))
 
 
-def _print_copying(model: "LanguageModel", config: DataConfig, context: int) -> float:
+def _print_copying(model: "LanguageModel | Ensemble", config: DataConfig, context: int) -> float:
     from lm.training.loss import copying_accuracy
 
     loss, accuracy = copying_accuracy(model, Copying.from_config(replace(config, context=context)))

@@ -61,6 +61,8 @@ class DataConfig:
     """split to take (Hub corpora; default: all, in their order)"""
     revision: str | None = None
     """revision of the data set (Hub corpora)"""
+    tuning: bool = False
+    """to choose options: validate on the last tenth of the training part instead"""
     copying: CopyingOptions = field(default_factory=CopyingOptions)
     """the task selective_copying"""
 
@@ -119,6 +121,8 @@ class OptimConfig:
     """peak learning rate of Muon"""
     weight_decay: NonNegative = 0.1
     """decoupled weight decay, on matrices only"""
+    final_weight_decay: NonNegative | None = None
+    """weight decay at the end, to which it changes linearly (default: the same)"""
     beta1: Fraction = 0.9
     """AdamW's decay of the first moment"""
     beta2: Fraction = 0.99
@@ -135,10 +139,22 @@ class OptimConfig:
     """share of the budget over which the constant schedule decays at the end"""
     final_lr: Share = 0.0
     """learning rate at the end as a fraction of the peak"""
+    cycles: Annotated[int, Range(least=1, most=1000)] = 1
+    """times that the schedule runs; each but the last ends with cycleN.ckpt"""
     ema: Fraction = 0.0
     """decay of an average of the weights, which is validated and saved in their place; 0: none"""
     clip: NonNegative = 1.0
     """largest norm of the gradient; 0 for no clipping"""
+
+
+@dataclass
+class DistillConfig:
+    """Learning from the predictions of other models besides the text."""
+
+    teachers: list[str] = field(default_factory=list)
+    """runs or exports from whose averaged probabilities to learn"""
+    weight: Share = 0.5
+    """share of the divergence from the teachers in the training loss"""
 
 
 @dataclass
@@ -149,6 +165,8 @@ class TrainerConfig:
     """stop after this many optimiser steps; on a CPU such a run is reproducible to the bit"""
     max_minutes: Positive | None = None
     """stop after this many minutes of training, without validation (default: 2); the schedule follows the clock"""
+    patience: Natural = 0
+    """stop when the windowed loss has had no new best for this many steps; 0: never"""
     precision: Literal["auto", 32, "bf16-mixed", "16-mixed"] = "auto"
     """auto: bf16-mixed where the device multiplies bfloat16 natively (GPU; CPU with AVX512_BF16 or AMX), else 32"""
     accumulate: Count = 1
@@ -173,6 +191,8 @@ class EvalConfig:
     """characters of the sample written at each validation; 0 for none"""
     prompt: FreeText = "\n"
     """text that the sample continues"""
+    streaming: bool = True
+    """also score the split as one sequence at each validation"""
 
 
 @dataclass
@@ -202,6 +222,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -46,7 +46,7 @@ def read(files: list[Path], config: DataConfig) -> Encoded | None:
 
 
 def write(corpus: Encoded, files: list[Path], config: DataConfig) -> None:
-    """Cache a corpus for the next run, and remove what LARGEST has no room for, least recently used first.
+    """Cache a corpus for the next run, and make room for it: see `evict`.
 
     Errors are ignored: without a cache, the next run is only slower.
     """
@@ -57,12 +57,17 @@ def write(corpus: Encoded, files: list[Path], config: DataConfig) -> None:
         with atomic_open(ids_path) as file:
             np.save(file, ids)
         atomic_write(about_path, json.dumps({"characters": tokenizer.characters, "digest": digest}))
-        size = 0
-        for path in sorted(cache_folder().glob("*.npy"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            size += path.stat().st_size
-            if size > LARGEST:
-                path.unlink()
-                path.with_suffix(".json").unlink(missing_ok=True)
+        evict()
+
+
+def evict() -> None:
+    """Remove what LARGEST has no room for, least recently used first. Raises OSError."""
+    size = 0
+    for path in sorted(cache_folder().glob("*.npy"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        size += path.stat().st_size
+        if size > LARGEST:
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _paths(files: list[Path], config: DataConfig) -> tuple[Path, Path]:

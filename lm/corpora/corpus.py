@@ -1,7 +1,7 @@
 """A corpus: one flat array of character ids, split 90/10 by position."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ class Corpus:
     tokenizer: CharTokenizer
     digest: str
     """checksum of the text; see `lm.corpora.cache.digest_of`"""
+    teacher: np.ndarray | None = None
+    """with distill.teachers, their probabilities of the next id after each id of `train`: (n, V)"""
 
     def __str__(self) -> str:
         return f"{len(self.ids):,} characters, {len(self.tokenizer) - 1} distinct"
@@ -44,6 +46,14 @@ class Corpus:
         if config.sampling == "windows":
             return random_windows(self.train, config.context, seed, step, rows), True
         return shuffled_windows(self.train, config.context, seed, step, rows, config.batch_size), True
+
+    def teacher_batch(self, config: DataConfig, seed: int, step: int, rows: range) -> np.ndarray | None:
+        """The teachers' probabilities (B, T, V) of the targets of `batch`; None without teachers."""
+        if self.teacher is None:
+            return None
+        numbered = replace(self, ids=np.arange(len(self.ids)))
+        (positions, _), _ = numbered.batch(config, seed, step, rows)
+        return self.teacher[positions]
 
     def validation_pieces(self, context: int) -> list[Sequence[Piece]]:
         """The validation split twice: in windows, each to be read from the initial state, and as one sequence."""
@@ -78,6 +88,8 @@ def load_corpus(config: DataConfig) -> Corpus:
     files = find_files(config)
     cached = cache.read(files, config) if files else None
     corpus = Corpus(*(cached or _encode(config, files)))
+    if config.tuning:
+        corpus = replace(corpus, ids=corpus.train)
     shortest = min(len(corpus.train), len(corpus.validation))
     if shortest <= config.context:
         raise UserError(

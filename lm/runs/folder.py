@@ -8,7 +8,7 @@ runs/<name>/
   tokenizer.json     a `tokenizers` file
   environment.json   versions, processor, command, checksum of the corpus; the same again for each resumption, with the
                      options that were changed
-  checkpoints/       best.ckpt last.ckpt previous.ckpt (`lm.runs.checkpoint`)
+  checkpoints/       best.ckpt last.ckpt previous.ckpt (`lm.runs.checkpoint`); with optim.cycles, cycle1.ckpt ...
   wandb/             the files of Weights & Biases, unless log.wandb is disabled
   .lock              locked by the process that trains
 

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,6 +28,7 @@ class Checkpoints(Callback):
     def __init__(self, run: Run, recorder: Recorder) -> None:
         self.folder, self.recorder = run.checkpoints, recorder
         self.signalled = False
+        self.cycle = 0  # in which the last step was, with optim.cycles
         self.previous_handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -35,6 +37,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._name_best(trainer)  # a crash may have prevented that
+        self.cycle = int(pl_module.config.optim.cycles * pl_module.clock.progress(trainer.global_step))
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         for number, handler in self.previous_handlers.items():
@@ -51,6 +54,8 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         config = pl_module.config
+        if config.optim.cycles > 1:
+            self._save_cycle(trainer, pl_module)
         whole_step = batch.part + 1 == config.trainer.accumulate
         validates_next = trainer.should_stop or trainer.global_step % config.eval.every == 0  # and saves
         if whole_step and not validates_next and self._must_stop(trainer):
@@ -73,6 +78,16 @@ class Checkpoints(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
+    def _save_cycle(self, trainer: pl.Trainer, task: Any) -> None:
+        """Save cycleN.ckpt when the learning rate has come to the end of its N-th schedule, but for the last."""
+        cycles = task.config.optim.cycles
+        now = trainer.strategy.broadcast(int(cycles * task.clock.progress(trainer.global_step)))
+        if self.cycle < now < cycles:
+            task.clock.stop()
+            trainer.save_checkpoint(self.folder / f"cycle{now}.ckpt", weights_only=False)
+            task.clock.start()
+        self.cycle = now
+
     def _name_best(self, trainer: pl.Trainer) -> None:
         """Make best.ckpt a name of the last checkpoint if that is the best."""
         if trainer.is_global_zero and 0 < self.recorder.best_step == trainer.global_step:
@@ -83,7 +98,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """Writes checkpoints atomically, keeps the one before, and reads them as data."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save_atomically(checkpoint, path, "previous.ckpt")
+        save_atomically(checkpoint, path, "previous.ckpt" if Path(path).name == "last.ckpt" else None)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read_checkpoint(path)

@@ -31,7 +31,7 @@ class Batches(IterableDataset):
 
 
 class CorpusDataModule(pl.LightningDataModule):
-    """Training batches, and one or two validation loaders: windows, and for a text the split as one sequence."""
+    """Training batches, and the validation loaders: windows, and with eval.streaming a text as one sequence."""
 
     def __init__(self, corpus: Corpus | Copying, config: Config) -> None:
         super().__init__()
@@ -47,5 +47,6 @@ class CorpusDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         windows, *sequence = self.corpus.validation_pieces(self.config.data.context)
         mine = range(self.trainer.global_rank, len(windows), self.trainer.world_size)
+        sequence = sequence if self.config.eval.streaming else []
         pieces: list[Any] = [Subset(windows, mine) if mine else [NOTHING], *sequence]  # type: ignore[arg-type]
         return [DataLoader(piece, batch_size=None) for piece in pieces]

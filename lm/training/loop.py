@@ -15,7 +15,7 @@ from lm.config.options import Config
 from lm.corpora.copying import Copying
 from lm.corpora.corpus import Corpus
 from lm.model import LanguageModel, ModelState
-from lm.training.loss import nll
+from lm.training.loss import divergence, nll
 from lm.training.optim import clip_gradients, make_optimizer, set_learning_rate
 
 
@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     """its index, of trainer.accumulate parts"""
     fresh: bool
     """whether it starts from the initial state, instead of the state after the same part of the last batch"""
+    teacher: Tensor | None = None
+    """the probabilities of the targets (B, T, V) according to distill.teachers"""
 
 
 def train(model: LanguageModel, corpus: Corpus | Copying, config: Config) -> Iterator[float]:
@@ -44,7 +46,7 @@ def train(model: LanguageModel, corpus: Corpus | Copying, config: Config) -> Ite
         for part in range(parts):
             seed_part(config.seed, step, part)
             batch = make_batch(corpus, config, step, part)
-            part_loss = training_loss(model, batch, states) / parts
+            part_loss = training_loss(model, batch, states, config.distill.weight) / parts
             part_loss.backward()
             loss += part_loss.item()
         clip_gradients(model, config.optim.clip)
@@ -65,12 +67,20 @@ def make_batch(
     """One part of a step's batch, and of that the rows of one of `world_size` devices."""
     rows = config.data.batch_size // (config.trainer.accumulate * world_size)
     first = (part * world_size + rank) * rows
-    (x, y), fresh = corpus.batch(config.data, config.seed, step, range(first, first + rows))
-    return Batch(torch.from_numpy(x), torch.from_numpy(y), part, fresh)
+    arguments = config.data, config.seed, step, range(first, first + rows)
+    (x, y), fresh = corpus.batch(*arguments)
+    teacher = corpus.teacher_batch(*arguments) if isinstance(corpus, Corpus) else None
+    predicted = None if teacher is None else torch.from_numpy(teacher)
+    return Batch(torch.from_numpy(x), torch.from_numpy(y), part, fresh, predicted)
 
 
-def training_loss(model: LanguageModel, batch: Batch, states: dict[int, ModelState]) -> Tensor:
-    """Mean loss of a batch. `states` keeps the state after each part, from which the next batch may continue."""
+def training_loss(model: LanguageModel, batch: Batch, states: dict[int, ModelState], weight: float = 0.0) -> Tensor:
+    """Mean loss of a batch. `states` keeps the state after each part, from which the next batch may continue.
+
+    Args:
+        weight: share of the divergence from the teachers, if the batch has them.
+    """
     logits, state = model(batch.x, None if batch.fresh else states.get(batch.part))
     states[batch.part] = tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
-    return nll(logits, batch.y)
+    loss = nll(logits, batch.y)
+    return loss if batch.teacher is None else (1 - weight) * loss + weight * divergence(logits, batch.teacher)

@@ -1,15 +1,16 @@
 """Losses in nats per character."""
 
+import copy
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 from lm.corpora.batches import Piece, Windows, stream
 from lm.corpora.copying import IGNORED, Copying
-from lm.model import LanguageModel
+from lm.model import Ensemble, LanguageModel
 
 
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -17,31 +18,57 @@ def nll(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def windowed_loss(model: LanguageModel, ids: np.ndarray, context: int) -> float:
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of the predictions, from logits (B, T, V), from probabilities (B, T, V)."""
+    return kl_div(logits.float().log_softmax(-1), teacher.float(), reduction="none").sum(-1).mean()
+
+
+def windowed_loss(model: LanguageModel | Ensemble, ids: np.ndarray, context: int) -> float:
     """Mean loss of a text (n,) in non-overlapping windows, each read from the initial state."""
     return score(model, Windows(ids, context))[0]
 
 
-def streaming_loss(model: LanguageModel, ids: np.ndarray) -> float:
+def streaming_loss(model: LanguageModel | Ensemble, ids: np.ndarray) -> float:
     """Mean loss of a text (n,) as one sequence: the state is carried from the first character to the last."""
     return score(model, stream(ids), carry=True)[0]
 
 
-def copying_accuracy(model: LanguageModel, problems: Copying) -> tuple[float, float]:
+def dynamic_loss(model: LanguageModel | Ensemble, ids: np.ndarray, lr: float, characters: int = 64) -> float:
+    """As `streaming_loss`, with weights that learn from the text (dynamic evaluation, arXiv 1709.07432).
+
+    Each piece is scored first; then the weights of a copy of the model take a step of gradient descent on its loss.
+    """
+    model = copy.deepcopy(model).eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    total, state = 0.0, None
+    for piece in stream(ids, characters):
+        x, y = (torch.from_numpy(part) for part in piece)
+        logits, state = model(x, state)
+        state = tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
+        loss = nll(logits, y)
+        total += loss.item() * y.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return total / (len(ids) - 1)
+
+
+def copying_accuracy(model: LanguageModel | Ensemble, problems: Copying) -> tuple[float, float]:
     """Mean loss, and share of right answers, over the held-out problems."""
     return score(model, problems.validation_pieces(problems.context)[0])
 
 
 @torch.inference_mode()
-def score(model: LanguageModel, pieces: Iterable[Piece], carry: bool = False) -> tuple[float, float]:
+def score(model: LanguageModel | Ensemble, pieces: Iterable[Piece], carry: bool = False) -> tuple[float, float]:
     """Mean loss, and share of targets that are the most likely id, over all pieces.
 
     Args:
         carry: read each piece from the state after the one before, instead of the initial state.
     """
     total, right, count, state = 0.0, 0, 0, None
+    device = next(model.parameters()).device
     for piece in pieces:
-        x, y = (torch.from_numpy(part).to(model.head.weight.device) for part in piece)
+        x, y = (torch.from_numpy(part).to(device) for part in piece)
         logits, new = model(x, state)
         state = new if carry else None
         scored = int((y != IGNORED).sum())

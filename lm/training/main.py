@@ -12,7 +12,7 @@ from lm.config.resolve import Start, read_words, resolve
 from lm.files import UserError
 from lm.training.clock import Clock
 from lm.training.processes import RUN_NAME, is_first_process, print_status
-from lm.training.resume import changed_options
+from lm.training.resume import changed_options, is_finished
 from lm.training.start import Stages, import_libraries, keep_freed_memory
 from lm.training.trainer import make_loggers, make_trainer, quieten, resolve_precision
 
@@ -86,15 +86,18 @@ def resume(run: "Run", start: Start, given: dict[str, Any]) -> int:
                 "put that back, start a new run, or accept that with --allow_changes"
             )
         changed["text of data.corpus"] = [before, corpus.digest]
-    if saved and Clock(config.trainer, saved.seconds).progress(saved.step) >= 1:
-        if any(name.startswith("trainer.max_") for name in changed):
+    if saved and is_finished(config, saved):
+        if any(name.startswith(("trainer.max_", "trainer.patience")) for name in changed):
             raise UserError(
-                f"{run.path} is at step {saved.step} already, after {saved.seconds:.0f} s: "
-                "give a larger --trainer.max_steps or --trainer.max_minutes"
+                f"{run.path} is at step {saved.step} already, after {saved.seconds:.0f} s, with its best at "
+                f"{saved.best_step}: give a larger --trainer.max_steps, --trainer.max_minutes or --trainer.patience"
             )
         run.name_best(saved)
         run.update_summary(status="finished")
-        print_status(f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes")
+        patience = " or --trainer.patience" if config.trainer.patience else ""
+        print_status(
+            f"{run.path} is finished; to go on, give a larger --trainer.max_steps or --trainer.max_minutes{patience}"
+        )
         return 0
     return train(config, corpus, run, changed, saved)
 
@@ -122,6 +125,7 @@ def train(
     from lm.model import LanguageModel
     from lm.training.checkpoints import Checkpoints
     from lm.training.datamodule import CorpusDataModule
+    from lm.training.distill import add_teachers
     from lm.training.errors import user_errors
     from lm.training.progress import ProgressBar
     from lm.training.recorder import Recorder
@@ -129,14 +133,14 @@ def train(
 
     config.trainer.precision, reason = resolve_precision(config, old=changed is not None)
     with user_errors():
+        corpus = add_teachers(corpus, config)
         torch.manual_seed(config.seed)
         model = LanguageModel(len(corpus.tokenizer), config.model)
     if config.model.compile:
         model.compile()  # in place: the names of the weights stay as they are
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer, saved.seconds if saved else 0.0))
     recorder = Recorder(run, corpus, task, stages)
-    callbacks = [recorder, Checkpoints(run, recorder), ProgressBar(recorder)]
-    trainer = make_trainer(config, run, callbacks)
+    trainer = make_trainer(config, run, [recorder, Checkpoints(run, recorder), ProgressBar(recorder)])
     if is_first_process():
         if changed is None:
             run.start(config, corpus.tokenizer, corpus.digest)
@@ -182,6 +186,8 @@ def announce(
     budget = f"{config.trainer.max_steps} steps"
     if config.trainer.max_minutes:
         budget = f"{config.trainer.max_minutes:g} minutes, validation excluded"
+    if config.trainer.patience:
+        budget += f", or {config.trainer.patience} steps without a new best validation loss"
     kind = trainer.strategy.root_device.type
     shape = f"{config.model.layers} layers of width {config.model.width}"
     print_status(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")

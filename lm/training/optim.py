@@ -127,7 +127,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
         shared["weight_decay"] = config.weight_decay
         groups.append({"algorithm": "muon", "params": muon, **shared})
     for group in groups:
-        group["peak_lr"] = group["lr"]
+        group["peak_lr"], group["first_decay"] = group["lr"], group.get("weight_decay", 0.0)
     return MuonAdamW(groups)
 
 
@@ -144,9 +144,12 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
 
 
 def set_learning_rate(optimizer: Optimizer, config: OptimConfig, step: int, progress: float) -> None:
-    """Set the learning rate of each group for a step; see `lr_factor`."""
+    """Set the learning rate of each group for a step, see `lr_factor`, and its weight decay."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor(config, step, progress)
+        if config.final_weight_decay is not None and group["first_decay"]:
+            change = config.final_weight_decay - group["first_decay"]
+            group["weight_decay"] = group["first_decay"] + change * min(1.0, progress)
 
 
 def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
@@ -158,6 +161,7 @@ def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
     """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     progress = min(max(progress, 0.0), 1.0)
+    progress = progress * config.cycles % 1.0 if progress < 1 else 1.0
     if config.schedule == "constant":
         left = min(1.0, (1 - progress) / config.decay) if config.decay else 1.0
     elif config.schedule == "cosine":

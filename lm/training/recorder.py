@@ -132,6 +132,9 @@ class Recorder(Callback):
         for name, better in BETTER.items():
             if name in values:
                 self.best[name] = better(values[name], self.best.get(name, values[name]))
+        patience = self.task.config.trainer.patience
+        if patience and trainer.global_step - self.best_step >= patience:
+            trainer.should_stop = True
         if trainer.is_global_zero:
             self._sample(trainer)
             self.write_summary(trainer, "running")
@@ -156,8 +159,8 @@ class Recorder(Callback):
         model, tokenizer, length = self.task.model, self.corpus.tokenizer, config.eval.sample_chars
         text = "".join(generate(model, tokenizer, prompt, length, temperature=0.8, seed=config.seed))
         self.run.append_sample(step, prompt, text)
-        loss, streaming = self.latest["val/loss"], self.latest["val/loss_streaming"]
-        head = f"--- step {step}: validation loss {loss:.3f} windowed, {streaming:.3f} streaming; a sample ---"
+        streaming = f", {self.latest['val/loss_streaming']:.3f} streaming" if config.eval.streaming else ""
+        head = f"--- step {step}: validation loss {self.latest['val/loss']:.3f} windowed{streaming}; a sample ---"
         tqdm.write(f"\n{head}\n{text.strip()}\n", file=sys.stderr)
         for logger in trainer.loggers:
             logger.log_text("sample", ["step", "prompt", "text"], [[str(step), prompt, text]])  # type: ignore[attr-defined]

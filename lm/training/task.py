@@ -55,7 +55,8 @@ class Task(pl.LightningModule):
         set_learning_rate(self.trainer.optimizers[0], self.config.optim, self.global_step, progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return training_loss(self.model, batch, self.carried if self.config.data.sampling == "streams" else {})
+        states = self.carried if self.config.data.sampling == "streams" else {}
+        return training_loss(self.model, batch, states, self.config.distill.weight)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
         self.grad_norm = clip_gradients(self.model, self.config.optim.clip)
@@ -107,7 +108,10 @@ class Task(pl.LightningModule):
     def validation_results(self) -> dict[str, float]:
         """The metrics of the validation that has just ended, over all devices; resets them."""
         metrics: dict[str, Metric] = {"val/loss": self.val_loss, "val/perplexity": self.val_perplexity}
-        metrics |= {"val/accuracy": self.val_accuracy} if self.copying else {"val/loss_streaming": self.val_streaming}
+        if self.copying:
+            metrics["val/accuracy"] = self.val_accuracy
+        elif self.config.eval.streaming:
+            metrics["val/loss_streaming"] = self.val_streaming
         results = {name: metric.compute().item() for name, metric in metrics.items()}
         for metric in metrics.values():
             metric.reset()

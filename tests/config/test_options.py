@@ -10,15 +10,16 @@ from lm.files import UserError
 DEFAULTS = """
 name: null, seed: 1, runs: runs
 data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: shuffled, column: text, split: null,
-       revision: null, copying: {tokens: 16, vocabulary: 16}}
+       revision: null, tuning: false, copying: {tokens: 16, vocabulary: 16}}
 model: {mixer: mingru, options: {expansion: null, convolution: null, gate_bias: null, d_state: null, heads: null,
         window: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0, dropout: 0.0,
         compile: false}
-optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, beta1: 0.9, beta2: 0.99, momentum: 0.95,
-        muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, ema: 0.0, clip: 1.0}
-trainer: {max_steps: null, max_minutes: 2.0, precision: auto, accumulate: 1, accelerator: auto, devices: 1,
+optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, final_weight_decay: null, beta1: 0.9, beta2: 0.99,
+        momentum: 0.95, muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, cycles: 1, ema: 0.0, clip: 1.0}
+distill: {teachers: [], weight: 0.5}
+trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, accelerator: auto, devices: 1,
           strategy: auto, num_nodes: 1}
-eval: {every: 250, sample_chars: 240, prompt: "\\n"}
+eval: {every: 250, sample_chars: 240, prompt: "\\n", streaming: true}
 log: {every: 10, wandb: offline, project: char-lm, group: null}
 """
 LARGEST = 2**31 - 1
@@ -29,7 +30,8 @@ WHOLE = {
     "model.options.window": (1, LARGEST), "model.width": (1, 2**16), "model.layers": (1, 1000),
     "optim.warmup_steps": (0, LARGEST), "trainer.max_steps": (1, LARGEST), "trainer.accumulate": (1, LARGEST),
     "trainer.devices": (1, LARGEST), "trainer.num_nodes": (1, LARGEST), "eval.every": (1, LARGEST),
-    "eval.sample_chars": (0, LARGEST), "log.every": (1, LARGEST),
+    "eval.sample_chars": (0, LARGEST), "trainer.patience": (0, LARGEST), "optim.cycles": (1, 1000),
+    "log.every": (1, LARGEST),
 }  # fmt: skip
 """The smallest and the largest value of options that are whole numbers."""
 NUMBERS = {
@@ -42,6 +44,7 @@ NUMBERS = {
     "optim.muon_beta2": (0, 0.999, -1e-9, 1), "optim.decay": (0, 1, -1e-9, 1.001),
     "optim.ema": (0, 0.999, -1e-9, 1),
     "optim.final_lr": (0, 1, -1e-9, 1.001), "optim.clip": (0, 1e9, -1e-9, 1e10),
+    "optim.final_weight_decay": (0, 1e9, -1e-9, 1e10), "distill.weight": (0, 1, -1e-9, 1.001),
     "trainer.max_minutes": (1e-9, 1e9, 0, 1e10),
 }  # fmt: skip
 """Of options that are any numbers: a smallest and a largest value, a value that is too small, one that is too large."""
@@ -50,6 +53,8 @@ CHOICES = {
     "model.mixer": ["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"],
     "model.mlp": ["relu2", "gelu", "swiglu", "none"],
     "model.compile": [False, True],
+    "data.tuning": [False, True],
+    "eval.streaming": [False, True],
     "optim.name": ["muon", "adamw"],
     "optim.schedule": ["linear", "cosine", "constant"],
     "trainer.precision": ["auto", 32, "bf16-mixed", "16-mixed"],
@@ -58,6 +63,7 @@ CHOICES = {
 }
 TEXTS = ["name", "runs", "data.corpus", "data.column", "data.split", "data.revision", "trainer.strategy", "eval.prompt",
          "log.project", "log.group"]  # fmt: skip
+LISTS = ["distill.teachers"]
 
 
 def test_every_default():
@@ -68,7 +74,7 @@ def test_every_default():
 
 
 def test_every_option_is_in_one_table():
-    assert sorted([*WHOLE, *NUMBERS, *CHOICES, *TEXTS]) == sorted(FIELDS)
+    assert sorted([*WHOLE, *NUMBERS, *CHOICES, *TEXTS, *LISTS]) == sorted(FIELDS)
     assert CHOICES["model.mixer"] == list(MIXERS)
 
 
@@ -76,6 +82,9 @@ CASES = [(key, (low, high), (low - 1, high + 1)) for key, (low, high) in WHOLE.i
 CASES += [(key, right, wrong) for key, (*right, low, high) in NUMBERS.items() for wrong in [(low, high)]]
 CASES += [(key, right, ("no such choice", 17)) for key, right in CHOICES.items()]
 CASES += [(key, ("a", "7"), (7, True, "a" * 256 if key != "eval.prompt" else "\ud800")) for key in TEXTS]
+
+
+CASES += [(key, ([], ["a", "7"]), ("a", [7], ["a" * 256])) for key in LISTS]
 
 
 @pytest.mark.parametrize(("key", "right", "wrong"), CASES)

@@ -203,7 +203,7 @@ def test_ctrl_c_twice_stops_at_once(cut, capsys, monkeypatch, number):
     assert cut.comes_to_the_same_end()
 
 
-@pytest.mark.parametrize(("size", "name"), [(200_000, "last.ckpt"), (1_150, "tokenizer.json"), (100, "config.yaml")])
+@pytest.mark.parametrize(("size", "name"), [(200_000, "last.ckpt"), (1_300, "tokenizer.json"), (100, "config.yaml")])
 def test_a_full_disk_leaves_the_checkpoint_before(cut, capsys, size, name):
     checkpoint = (cut.path / "checkpoints" / "last.ckpt").read_bytes()
     capsys.readouterr()
