@@ -36,7 +36,7 @@ class CopyingOptions:
     """The task selective_copying, whose problems are data.context characters long."""
 
     tokens: Count = 16
-    """selective_copying: characters to remember and to repeat at the end"""
+    """selective_copying: characters to remember and repeat at the end"""
     vocabulary: Count = 16
     """selective_copying: different characters, including the noise and the mark where the answer starts"""
 
@@ -56,7 +56,7 @@ class DataConfig:
     """windows from a zero state, each once in an epoch (shuffled) or at random positions (windows); or contiguous
     streams whose state is carried from batch to batch"""
     column: str = "text"
-    """column that holds the text (Hub, parquet, json and csv corpora)"""
+    """column with the text (Hub, parquet, json and csv corpora)"""
     split: str | None = None
     """split to take (Hub corpora; default: all, in their order)"""
     revision: str | None = None
@@ -72,7 +72,7 @@ class MixerOptions:
     """Options of the mixers; None leaves a mixer's own default."""
 
     expansion: Annotated[float, Range(above=0, most=100)] | None = None
-    """all but attention and s4d: hidden channels as a multiple of the width (default 2)"""
+    """all but attention and s4d: hidden channels over the width (default 2)"""
     convolution: Annotated[int, Range(least=0, most=1000)] | None = None
     """mingru, minlstm, mamba: size of the causal convolution before the cell, 0 for none (default 4)"""
     gate_bias: Annotated[float, Range(least=-1000, most=1000)] | None = None
@@ -106,7 +106,7 @@ class ModelConfig:
     dropout: Fraction = 0.0
     """dropout on the embedding and on the output of each mixer and MLP"""
     compile: bool = False
-    """torch.compile the whole model; needs a C++ compiler, and about a minute at the start"""
+    """torch.compile the model; needs a C++ compiler, and a minute at the start"""
 
 
 @dataclass
@@ -136,7 +136,7 @@ class OptimConfig:
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """how the learning rate falls over the budget; constant: flat, then linear over the last `decay` of the budget"""
     decay: Share = 0.2
-    """share of the budget over which the constant schedule decays at the end"""
+    """share of the budget over which the constant schedule decays"""
     final_lr: Share = 0.0
     """learning rate at the end as a fraction of the peak"""
     cycles: Annotated[int, Range(least=1, most=1000)] = 1
@@ -219,6 +219,8 @@ class Config:
     """seed of the weights, the batches, the dropout and the samples"""
     runs: str = "runs"
     """folder of the run folders"""
+    init: str | None = None
+    """run, checkpoint or export whose weights to start from"""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

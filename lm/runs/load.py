@@ -150,6 +150,21 @@ def make_model(saved: Trained) -> "LanguageModel":
     return model.eval()
 
 
+def start_from(model: "LanguageModel", name: str, tokenizer: CharTokenizer) -> None:
+    """Give a model the weights of another one.
+
+    Raises:
+        UserError: there is no such run, checkpoint or export, or it has another shape or vocabulary.
+    """
+    saved = read_trained(locate(name))
+    problem = _weight_problem(saved, model.state_dict())
+    if not problem and saved.tokenizer.characters != tokenizer.characters:
+        problem = "its vocabulary has other characters"
+    if problem:
+        raise UserError(f"init: the weights of {saved.path} do not fit this run: {problem}")
+    model.load_state_dict(saved.weights)
+
+
 def _size_problem(saved: Trained) -> str:
     """How the size of the weights differs from the configuration and the tokenizer; empty if it does not."""
     model, ids = saved.config.model, len(saved.tokenizer)

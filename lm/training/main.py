@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lm.corpora.copying import Copying
     from lm.corpora.corpus import Corpus
+    from lm.model import LanguageModel
     from lm.runs.checkpoint import CheckpointInfo
     from lm.runs.folder import Run
     from lm.training.recorder import Recorder
@@ -120,9 +121,6 @@ def train(
     quieten()
     keep_freed_memory()
     import_libraries(config, stages)
-    import torch
-
-    from lm.model import LanguageModel
     from lm.training.checkpoints import Checkpoints
     from lm.training.datamodule import CorpusDataModule
     from lm.training.distill import add_teachers
@@ -134,10 +132,7 @@ def train(
     config.trainer.precision, reason = resolve_precision(config, old=changed is not None)
     with user_errors():
         corpus = add_teachers(corpus, config)
-        torch.manual_seed(config.seed)
-        model = LanguageModel(len(corpus.tokenizer), config.model)
-    if config.model.compile:
-        model.compile()  # in place: the names of the weights stay as they are
+        model = make_model(config, corpus, new=saved is None)
     task = Task(model, config, corpus.tokenizer.characters, Clock(config.trainer, saved.seconds if saved else 0.0))
     recorder = Recorder(run, corpus, task, stages)
     trainer = make_trainer(config, run, [recorder, Checkpoints(run, recorder), ProgressBar(recorder)])
@@ -152,6 +147,26 @@ def train(
     announce(config, corpus, model.parameters_total, trainer, run, reason)
     checkpoint = run.checkpoints / "last.ckpt" if saved else None
     return fit(trainer, task, CorpusDataModule(corpus, config), checkpoint, recorder)
+
+
+def make_model(config: Config, corpus: "Corpus | Copying", new: bool) -> "LanguageModel":
+    """The model before its first step.
+
+    Args:
+        new: take the weights of `init`; those of a resumed run come from its checkpoint.
+    """
+    import torch
+
+    from lm.model import LanguageModel
+    from lm.runs.load import start_from
+
+    torch.manual_seed(config.seed)
+    model = LanguageModel(len(corpus.tokenizer), config.model)
+    if config.init and new:
+        start_from(model, config.init, corpus.tokenizer)
+    if config.model.compile:
+        model.compile()  # in place: the names of the weights stay as they are
+    return model
 
 
 def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, recorder: "Recorder") -> int:

@@ -8,14 +8,15 @@ from lm.config.resolve import parse
 from lm.files import UserError
 
 DEFAULTS = """
-name: null, seed: 1, runs: runs
+name: null, seed: 1, runs: runs, init: null
 data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: shuffled, column: text, split: null,
        revision: null, tuning: false, copying: {tokens: 16, vocabulary: 16}}
 model: {mixer: mingru, options: {expansion: null, convolution: null, gate_bias: null, d_state: null, heads: null,
         window: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0, dropout: 0.0,
         compile: false}
 optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, final_weight_decay: null, beta1: 0.9, beta2: 0.99,
-        momentum: 0.95, muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, cycles: 1, ema: 0.0, clip: 1.0}
+        momentum: 0.95, muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, cycles: 1,
+        ema: 0.0, clip: 1.0}
 distill: {teachers: [], weight: 0.5}
 trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, accelerator: auto, devices: 1,
           strategy: auto, num_nodes: 1}
@@ -61,8 +62,8 @@ CHOICES = {
     "trainer.accelerator": ["auto", "cpu", "gpu"],
     "log.wandb": ["disabled", "offline", "online"],
 }
-TEXTS = ["name", "runs", "data.corpus", "data.column", "data.split", "data.revision", "trainer.strategy", "eval.prompt",
-         "log.project", "log.group"]  # fmt: skip
+TEXTS = ["name", "runs", "init", "data.corpus", "data.column", "data.split", "data.revision", "trainer.strategy",
+         "eval.prompt", "log.project", "log.group"]  # fmt: skip
 LISTS = ["distill.teachers"]
 
 

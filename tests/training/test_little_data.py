@@ -192,6 +192,24 @@ def test_teachers_that_cannot_be(run_train, capsys, tmp_path, options, error):
     assert error in printed and printed.count("error:") == 1
 
 
+def test_a_run_starts_from_the_weights_of_another(run_train, capsys, tmp_path):
+    first = trained(run_train, "first")
+    second = run_train(
+        "second", "--init", str(first), "--trainer.max_steps", "1", "--optim.muon_lr", "1e-9", "--optim.lr", "1e-9"
+    )
+    ours, theirs = (load(run / "checkpoints" / "last.ckpt")[0].state_dict() for run in (second, first))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=1e-6, rtol=0)
+    assert not run_train("third", "--init", str(first), "--model.width", "16", code=2).exists()
+    assert "do not fit this run: embedding.weight is float32 [59, 32], not float32 [59, 16]" in capsys.readouterr().err
+    (tmp_path / "other.txt").write_text("ab" * 500)
+    assert not run_train("fourth", "--init", str(first), "--data.corpus", str(tmp_path / "other.txt"), code=2).exists()
+    assert "do not fit this run: embedding.weight" in capsys.readouterr().err
+    (tmp_path / "same.txt").write_text("".join(chr(200 + i) for i in range(58)) * 20)
+    assert not run_train("fifth", "--init", str(first), "--data.corpus", str(tmp_path / "same.txt"), code=2).exists()
+    assert "other characters" in capsys.readouterr().err
+
+
 def test_the_ensemble_averages_probabilities(capsys, run_train):
     runs = [str(trained(run_train, name, "--seed", name[-1])) for name in ("a1", "a2")]
     models = [load(run)[0] for run in runs]
