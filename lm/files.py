@@ -133,7 +133,7 @@ def atomic_open(path: Path, previous: str | None = None) -> Iterator[IO[bytes]]:
         with writing(path), path.open("wb") as device:
             yield device
         return
-    part = _part(path)
+    part = new_part(path)
     try:
         with writing(path):
             with part.open("xb") as file:
@@ -158,14 +158,14 @@ def atomic_write(path: Path, data: str | bytes) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def _part(path: Path) -> Path:
+def new_part(path: Path) -> Path:
     """The name of a temporary file for `path` that no other writer uses."""
     return path.with_name(f".{path.name[:20]}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def alias(path: Path, name: str) -> None:
     """Give a file a second name in its folder, atomically: a hard link, or a copy where there are no links."""
-    target, part = path.with_name(name), _part(path.with_name(name))
+    target, part = path.with_name(name), new_part(path.with_name(name))
     with writing(target):
         if target.exists() and target.samefile(path):
             return
@@ -199,7 +199,7 @@ def check_output(path: str) -> None:
         if target.is_file() or target.is_dir():
             target.open("ab").close()
         elif not target.exists():
-            part = _part(target)
+            part = new_part(target)
             part.touch(exist_ok=False)
             part.unlink()
 

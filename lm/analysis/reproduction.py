@@ -21,6 +21,8 @@ from lm.report.document import insert
 
 LOSSES = {"mingru": 1.548, "minlstm": 1.555, "mamba": 1.575, "transformer": 1.547}
 """The paper's test losses on Shakespeare."""
+BEST_STEPS = {"mingru": 575, "minlstm": 625, "mamba": 400, "transformer": 2000}
+"""The paper's steps at which those were reached."""
 ACCURACIES = {"mingru": 99.5, "minlstm": 96.0, "mamba": 99.8, "s4d": 18.3}
 """The paper's selective copying, 3 layers, per cent; its S4 beside our S4D."""
 SPEED_UPS = {("mingru", 512): 175, ("minlstm", 512): 235, ("mingru", 4096): 1324, ("minlstm", 4096): 1361}
@@ -110,36 +112,41 @@ def memory(numbers: dict[str, Any]) -> Iterator[Row]:
         yield Row(f"{name} takes more memory than {base}", f"+{paper} %", ours, verdict, "`char-lm bench length`")
 
 
-def language(runs: Systems) -> Iterator[Row]:
-    """Losses of language modelling, and the steps and seconds to the Transformer's best."""
+def language(runs: Systems, where: str = "Shakespeare") -> Iterator[Row]:
+    """Losses of language modelling, and the steps and seconds to the Transformer's best; `where` begins each claim."""
     transformer = runs.best("transformer").mean
     for name, paper in LOSSES.items():
         stat, count, ours, verdict = runs.best(name), len(runs.runs.get(name, [])), MISSING, "-"
         if math.isfinite(stat.mean):
             deviation = f" +- {stat.spread:.3f}" if math.isfinite(stat.spread) else ""
-            ours = f"{stat.mean:.3f}{deviation} ({count} seed{'s' if count > 1 else ''})"
+            step = runs.best(name, "best_step").mean
+            ours = f"{stat.mean:.3f}{deviation}" + (f" at step {step:,.0f}" if math.isfinite(step) else "")
+            ours += f" ({count} seed{'s' if count > 1 else ''})"
             ahead = transformer - stat.mean
             if name == "transformer":
                 verdict = "the yardstick"
             elif math.isfinite(ahead):
                 verdict = f"{abs(ahead):.3f} {'better' if ahead > 0 else 'worse'} than the Transformer"
                 verdict += f" (paper: {paper - LOSSES['transformer']:+.3f})"
-        yield Row(f"Shakespeare, {name}: loss", f"{paper}", ours, verdict, runs.source(name))
-    yield from to_target(runs)
+        known = f"{paper} at step {BEST_STEPS[name]:,}"
+        yield Row(f"{where}, {name}: best loss", known, ours, verdict, runs.source(name))
+    yield from to_target(runs, where)
 
 
-def to_target(runs: Systems) -> Iterator[Row]:
+def to_target(runs: Systems, where: str) -> Iterator[Row]:
     """What each needs to reach the Transformer's best loss: the worst of its seeds', so that all of them reach it."""
     target = table.default_target(runs.runs.get("transformer", []), "val/loss")
     if target is None:
-        yield Row("steps to the Transformer's best loss", "2.5 x fewer", MISSING, "-", runs.source("transformer"))
+        claim = f"{where}: steps to the Transformer's best loss"
+        yield Row(claim, "2.5 x fewer", MISSING, "-", runs.source("transformer"))
         return
     groups = [table.Group(name, runs.runs[name]) for name in LOSSES if name in runs.runs]
     found = {arrival.group.label: arrival for arrival in table.arrivals(groups, "val/loss", target)}
     for name in LOSSES:
         if name != "transformer" and name in found:
-            paper = {"mingru": "2.5 x fewer (575 against 2,000 for the best: 3.5)"}.get(name, "-")
-            claim = f"{name}: steps to the Transformer's best loss, {target:.4f}"
+            fewer = BEST_STEPS["transformer"] / BEST_STEPS[name]
+            paper = f"{'2.5 x fewer; ' if name == 'mingru' else ''}to the own best {fewer:.1f} x fewer"
+            claim = f"{where}, {name}: steps to the Transformer's best loss, {target:.4f}"
             yield Row(claim, paper, *steps_and_seconds(found[name], found["transformer"]), runs.source(name))
 
 
@@ -193,7 +200,9 @@ class Options:
     """The paper's claims beside our measurements, as a table in Markdown."""
 
     language: str = "runs/paper_lm"
-    """runs of the language modelling"""
+    """runs of the language modelling, scaled down"""
+    full: str = "runs/paper_full"
+    """runs of the language modelling at full size"""
     copying: str = "runs/paper_copying"
     """runs of the selective copying"""
     length: str = "docs/length.json"
@@ -208,7 +217,8 @@ def run(options: Options) -> int:
     """Insert the table into a document, and print it. Returns the exit code."""
     length = read_json(options.length)
     rows = [*parameters(read_json(options.parameters)), *speed(length), *memory(length)]
-    rows += [*language(Systems(options.language)), *copying(Systems(options.copying))]
+    rows += language(Systems(options.full), "Shakespeare, full size")
+    rows += [*language(Systems(options.language), "Shakespeare, scaled"), *copying(Systems(options.copying))]
     text = "\n".join(["| claim | paper | ours | verdict | from |", "|---|---|---|---|---|", *map(str, rows)])
     if options.insert:
         insert(options.insert, "claims", text, fence="")

@@ -239,6 +239,7 @@ PROBLEMS = "not comparable, the problems differ"
 NOT_COMPARABLE = {
     **dict.fromkeys(("data.corpus", "data.column", "data.split", "data.revision"), CORPORA),
     **dict.fromkeys(("data.copying.tokens", "data.copying.vocabulary"), PROBLEMS),
+    "data.tuning": "not comparable, some validate on a part of the training text",
     "data.context": "windowed losses are not comparable (compare the streaming ones)",
 }
 """Options in which runs should not differ, and the warning where they do."""

@@ -191,6 +191,8 @@ class EvalConfig:
     """characters of the sample written at each validation; 0 for none"""
     prompt: FreeText = "\n"
     """text that the sample continues"""
+    chars: Count = 1_000_000
+    """characters to score: of a longer split, 16 evenly spread stretches"""
     streaming: bool = True
     """also score the split as one sequence at each validation"""
 

@@ -124,6 +124,15 @@ def stream(ids: np.ndarray, characters: int = 4096) -> Windows:
     return Windows(ids, characters, characters)
 
 
+def spread(ids: np.ndarray, characters: int, stretches: int = 16) -> np.ndarray:
+    """ids (n,), or evenly spread stretches of longer ones: a text of which so many characters follow another one."""
+    if len(ids) <= characters + 1:
+        return ids
+    lengths = [len(part) for part in np.array_split(np.arange(characters + 1), min(stretches, characters + 1))]
+    starts = [round(place) for place in np.linspace(0, len(ids) - max(lengths), len(lengths))]
+    return np.concatenate([ids[start : start + length] for start, length in zip(starts, lengths, strict=True)])
+
+
 def _cut(ids: np.ndarray, starts: list[int], length: int) -> Piece:
     rows = np.stack([ids[start : start + length + 1] for start in starts]).astype(np.int64)
     return rows[:, :-1], rows[:, 1:]

@@ -1,63 +1,112 @@
-"""The cache of encoded corpora, in the user's cache folder: bounded in size, verified by checksum when it is read."""
+"""The cache of encoded corpora, in the user's cache folder: bounded in size, verified by checksums when it is read.
+
+A corpus is two files: the ids as `numpy.save` writes them, and a JSON file with the vocabulary, the digest of the
+corpus, and the checksums of blocks of the ids.
+"""
 
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from lm.config.options import DataConfig
+from lm.corpora.encoder import BLOCK, HEADER, Encoded, checksums_of, encode
 from lm.corpora.tokenizer import CharTokenizer
-from lm.files import UserError, atomic_open, atomic_write, cache_folder, read_text, remove_leftovers
+from lm.files import UserError, atomic_write, cache_folder, new_part, read_text, remove_leftovers, writing
 
-VERSION = 2
-LARGEST = 2**33
+VERSION = 3
+LARGEST = 2**35
 """Bytes of all cached corpora together. Beyond it, those that were used least recently are removed."""
+VERIFIED = 256
+"""About how many blocks are verified of a corpus that has more, evenly spread: to read all would take too long."""
 
-Encoded = tuple[np.ndarray, CharTokenizer, str]
-"""The ids of a text, its tokenizer, and the digest of both."""
-
-
-def digest_of(ids: np.ndarray, tokenizer: CharTokenizer) -> str:
-    """SHA-256, in hexadecimal, of the vocabulary and the ids (about a second for 10^9 characters)."""
-    digest = hashlib.sha256(tokenizer.characters.encode())
-    digest.update(np.ascontiguousarray(ids).data)
-    return digest.hexdigest()
+Cached = tuple[np.ndarray, CharTokenizer, str]
+"""The ids of a text, memory-mapped; its tokenizer; the digest of both."""
 
 
-def read(files: list[Path], config: DataConfig) -> Encoded | None:
-    """The corpus that is cached for these files, its ids memory-mapped; None if it is missing or damaged."""
+def read(files: list[Path], config: DataConfig) -> Cached | None:
+    """The corpus that is cached for these files; None if it is missing or damaged."""
     ids_path, about_path = _paths(files, config)
     try:
         remove_leftovers(cache_folder())
         ids = np.load(ids_path, mmap_mode="r", allow_pickle=False)
         about = json.loads(read_text(about_path))
         tokenizer = CharTokenizer(about["characters"])
-        fits = ids.ndim == 1 and ids.dtype == tokenizer.dtype and ids.max(initial=0) < tokenizer.unknown
-        if not fits or digest_of(ids, tokenizer) != about["digest"]:
+        sealed = about.pop("seal") == _seal(about)
+        if not sealed or ids.ndim != 1 or ids.dtype != tokenizer.dtype or not _verified(ids, about["checksums"]):
             return None
     except Exception:  # numpy and json raise many types for a damaged file; the corpus itself is still there
         return None
     with suppress(OSError):
-        os.utime(ids_path)  # `write` removes by the time of the last use
+        os.utime(ids_path)  # `evict` goes by the time of the last use
     return ids, tokenizer, about["digest"]
 
 
-def write(corpus: Encoded, files: list[Path], config: DataConfig) -> None:
-    """Cache a corpus for the next run, and make room for it: see `evict`.
+def _verified(ids: np.ndarray, checksums: list[int]) -> bool:
+    raw = ids.view(np.uint8).data if len(ids) else memoryview(b"")
+    if len(checksums) != -(-len(raw) // BLOCK):
+        return False
+    step = max(1, len(checksums) // VERIFIED)
+    return all(
+        checksums_of(raw[place * BLOCK : (place + 1) * BLOCK]) == [checksums[place]]
+        for place in {*range(0, len(checksums), step), *range(max(0, len(checksums) - 1), len(checksums))}
+    )
 
-    Errors are ignored: without a cache, the next run is only slower.
+
+def _seal(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def write(read_texts: Callable[[], Iterable[str]], files: list[Path], config: DataConfig) -> Cached:
+    """Encode a text into the cache, and remove what LARGEST has no room for, least recently used first.
+
+    Where the cache cannot be written, and for a text that is not from files, into a temporary file, which is removed
+    with this process.
+
+    Args:
+        read_texts: starts to read, and returns the text in pieces.
+
+    Raises:
+        UserError: the text cannot be read, or there is no place for its ids.
     """
-    ids, tokenizer, digest = corpus
-    with suppress(OSError, UserError):
-        ids_path, about_path = _paths(files, config)
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with atomic_open(ids_path) as file:
-            np.save(file, ids)
-        atomic_write(about_path, json.dumps({"characters": tokenizer.characters, "digest": digest}))
-        evict()
+    ids_path, about_path = _paths(files, config)
+    if files:
+        with suppress(OSError):
+            ids_path.parent.mkdir(parents=True, exist_ok=True)
+            part = new_part(ids_path)
+            try:
+                with part.open("x+b") as file:
+                    encoded = encode(read_texts(), file)
+                    ids = _map(encoded, file)
+                    os.fsync(file.fileno())
+                with suppress(OSError, UserError):  # without the cache, the next run is only slower
+                    os.replace(part, ids_path)
+                    atomic_write(about_path, _about(encoded))
+                    evict()
+                return ids, encoded.tokenizer, encoded.digest
+            finally:
+                part.unlink(missing_ok=True)
+    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
+        encoded = encode(read_texts(), file)
+        return _map(encoded, file), encoded.tokenizer, encoded.digest
+
+
+def _about(encoded: Encoded) -> str:
+    known = {"characters": encoded.tokenizer.characters, "digest": encoded.digest, "checksums": encoded.checksums}
+    return json.dumps(known | {"seal": _seal(known)})
+
+
+def _map(encoded: Encoded, file: IO[bytes]) -> np.ndarray:
+    """The ids in a file, which may be removed."""
+    if not encoded.length:
+        return np.zeros(0, encoded.tokenizer.dtype)
+    return np.memmap(file, encoded.tokenizer.dtype, "r", HEADER, (encoded.length,))
 
 
 def evict() -> None:

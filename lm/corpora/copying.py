@@ -65,9 +65,9 @@ class Copying:
         """These rows of a step's batch, each from the initial state; targets before the marks are IGNORED."""
         return self._problems([np.random.Philox(key=seed, counter=[0, 2, step, row]) for row in rows]), True
 
-    def validation_pieces(self, context: int, characters: int = 16_384) -> list[Sequence[Piece]]:
-        """The held-out problems, about so many characters at a time."""
-        at_once = max(1, characters // self.context)
+    def validation_pieces(self, context: int = 0, characters: int = 0) -> list[Sequence[Piece]]:
+        """The held-out problems, about 16,384 characters at a time; the arguments are those for a text."""
+        at_once = max(1, 16_384 // self.context)
         sources = [np.random.Philox(key=0, counter=[0, 3, 0, row]) for row in range(HELD_OUT)]
         return [[self._problems(sources[first : first + at_once]) for first in range(0, HELD_OUT, at_once)]]
 

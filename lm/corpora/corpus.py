@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from lm.config.options import COPYING, DataConfig
 from lm.corpora import cache
-from lm.corpora.batches import Piece, Windows, random_windows, shuffled_windows, stream, streams
+from lm.corpora.batches import Piece, Windows, random_windows, shuffled_windows, spread, stream, streams
 from lm.corpora.copying import Copying
 from lm.corpora.sources import find_files, read_texts
 from lm.corpora.tokenizer import CharTokenizer
@@ -17,12 +16,12 @@ from lm.files import UserError
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as ids (n,), uint16 or uint32, memory-mapped if it is from the cache."""
+    """A text as ids (n,), uint16 or uint32, memory-mapped."""
 
     ids: np.ndarray
     tokenizer: CharTokenizer
     digest: str
-    """checksum of the text; see `lm.corpora.cache.digest_of`"""
+    """checksum of the text; see `lm.corpora.encoder.Encoded`"""
     teacher: np.ndarray | None = None
     """with distill.teachers, their probabilities of the next id after each id of `train`: (n, V)"""
 
@@ -55,9 +54,14 @@ class Corpus:
         (positions, _), _ = numbered.batch(config, seed, step, rows)
         return self.teacher[positions]
 
-    def validation_pieces(self, context: int) -> list[Sequence[Piece]]:
-        """The validation split twice: in windows, each to be read from the initial state, and as one sequence."""
-        return [Windows(self.validation, context), stream(self.validation)]
+    def validation_pieces(self, context: int, characters: int) -> list[Sequence[Piece]]:
+        """The validation split twice: in windows, each to be read from the initial state, and as one sequence.
+
+        Args:
+            characters: of a longer split, the same stretches each time, which are read as one text; see `spread`.
+        """
+        ids = spread(self.validation, characters)
+        return [Windows(ids, context), stream(ids)]
 
 
 def load(config: DataConfig) -> Corpus | Copying:
@@ -87,7 +91,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     """
     files = find_files(config)
     cached = cache.read(files, config) if files else None
-    corpus = Corpus(*(cached or _encode(config, files)))
+    corpus = Corpus(*(cached or cache.write(lambda: read_texts(config, files), files, config)))
+    if not len(corpus.ids):
+        raise UserError(f"data.corpus {config.corpus}: it is empty")
     if config.tuning:
         corpus = replace(corpus, ids=corpus.train)
     shortest = min(len(corpus.train), len(corpus.validation))
@@ -98,16 +104,4 @@ def load_corpus(config: DataConfig) -> Corpus:
         )
     if len(corpus.tokenizer) < 3:
         raise UserError(f"data.corpus {config.corpus}: it repeats a single character, there is nothing to learn")
-    return corpus
-
-
-def _encode(config: DataConfig, files: list[Path]) -> cache.Encoded:
-    text = "".join(read_texts(config, files))
-    if not text:
-        raise UserError(f"data.corpus {config.corpus}: it is empty")
-    tokenizer = CharTokenizer("".join(set(text)))  # which checks each character that it is given
-    ids = tokenizer.encode(text)
-    corpus = ids, tokenizer, cache.digest_of(ids, tokenizer)
-    if files:
-        cache.write(corpus, files, config)
     return corpus

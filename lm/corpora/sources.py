@@ -2,25 +2,29 @@
 
 import codecs
 import glob
-import io
+import gzip
 import logging
 import lzma
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from lm.config.fields import nearest
 from lm.config.options import DataConfig
-from lm.files import DATA, UserError, as_text, read_bytes
+from lm.files import DATA, UserError
 
 EMBEDDED = ("tiny_shakespeare", "shakespeare")
 TABLES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 """File endings that `datasets` reads, taking the column `data.column`; every other file is plain text."""
-SMALL_XZ = 2**28
-"""Bytes to which any .xz file may grow; a larger one at most to a hundred times its compressed size."""
+COMPRESSED = (".xz", ".gz", ".zst")
+SMALL = 2**28
+"""Bytes to which any compressed file may grow; a larger one at most to a hundred times its compressed size."""
+PIECE = 2**20
+"""Bytes of a file, or characters of a table, that are read at a time."""
 
 
 def find_files(config: DataConfig) -> list[Path]:
@@ -52,55 +56,130 @@ def find_files(config: DataConfig) -> list[Path]:
 
 
 def read_texts(config: DataConfig, files: list[Path]) -> Iterator[str]:
-    """The texts of all files, or of the data set on the Hub, each ended by a newline if another follows.
+    """The texts of all files, or of the data set on the Hub, each ended by a newline if another follows; in pieces.
 
     Raises:
         UserError: one of them cannot be read, or has no such column.
     """
+    gathered: list[str] = []
+    for piece in _join(_texts(config, files)):  # a row of a table is often a short piece
+        gathered.append(piece)
+        if sum(map(len, gathered)) >= PIECE or len(gathered) == 1000:
+            yield "".join(gathered)
+            gathered = []
+    yield "".join(gathered)
+
+
+def _texts(config: DataConfig, files: list[Path]) -> Iterator[Iterable[str]]:
+    """Each text in pieces: a file, or a row of a table."""
     if not files:
-        return _join(_read_hub(config))
-    return _join(_read_table(file, config) if file.suffix in TABLES else read_text(file) for file in files)
+        yield from ([row] for row in _read_hub(config))
+    for file in files:
+        if file.suffix in TABLES:
+            yield from ([row] for row in _read_table(file, config))
+        else:
+            yield read_pieces(file)
 
 
-def _join(texts: Iterable[str]) -> Iterator[str]:
-    ended = True
+def _join(texts: Iterable[Iterable[str]]) -> Iterator[str]:
+    end = "\n"
     for text in texts:
-        if not ended:
+        if end != "\n":
             yield "\n"
-        yield text
-        ended = text.endswith("\n") or not text
+        end = "\n"
+        for piece in text:
+            yield piece
+            end = piece[-1:] or end
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, perhaps compressed with xz; see `lm.files.read_text`.
+    """The whole of a file; see `read_pieces`."""
+    return "".join(read_pieces(path))
+
+
+def read_pieces(path: Path | None, size: int = PIECE) -> Iterator[str]:
+    """A text of any length, in pieces of at most `size` bytes: a UTF-8 file, perhaps compressed, or stdin.
+
+    Line ends are kept; a byte order mark at the start is dropped.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8 text; names the position of the first bad byte.
+        UserError: it cannot be read, or is not UTF-8 text; names the position of the first wrong byte.
     """
-    raw = read_bytes(path)
-    return as_text(_decompress(raw, path) if path.suffix == ".xz" else raw, path)
-
-
-def _decompress(raw: bytes, path: Path) -> bytes:
-    """The content of an .xz file, bounded: text is compressed tenfold at best, a decompression bomb a thousandfold."""
-    most = max(SMALL_XZ, 100 * len(raw))
-    parts, size = [], 0
+    name = path or "stdin"
     try:
-        with lzma.open(io.BytesIO(raw)) as file:
-            while part := file.read(2**20):
-                parts.append(part)
-                size += len(part)
-                if size > most:
-                    raise UserError(f"{path}: grows more than a hundredfold when unpacked, beyond {most:,} bytes")
-    except (lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{path}: {error}") from None
-    return b"".join(parts)
+        with _open(path) if path is not None else nullcontext(sys.stdin.buffer) as source:
+            yield from _decode(source, name, size)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _read_table(path: Path, config: DataConfig) -> str:
+def _decode(source: Any, name: Path | str, size: int) -> Iterator[str]:
+    """The pieces of an open file."""
+    decoder, place, first = codecs.getincrementaldecoder("utf-8")(), 0, True
+    raw = b"-"
+    while raw:
+        raw = source.read(size)
+        if place == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(f"{name}: this is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
+        waiting = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            bad = f"byte 0x{error.object[error.start]:02x} at position {place - waiting + error.start}"
+            raise UserError(f"{name}: not UTF-8 text ({bad}: {error.reason}); convert it first with iconv") from None
+        if "\0" in text:
+            position = place - waiting + len(text[: text.index("\0")].encode())
+            raise UserError(f"{name}: not text (a NUL character at position {position})")
+        place += len(raw)
+        yield text.removeprefix("\ufeff") if first else text
+        first = first and not text
+
+
+def _open(path: Path) -> Any:
+    """A file, uncompressed if its name says that it is compressed. Raises UserError if what that needs is missing."""
+    if path.suffix not in COMPRESSED:
+        return path.open("rb")
+    if path.suffix == ".xz":
+        return Unpacked(lzma.open(path), path)
+    if path.suffix == ".gz":
+        return Unpacked(gzip.open(path), path)
+    try:
+        import zstandard
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: reading .zst needs the package zstandard: pip install zstandard") from None
+    return Unpacked(zstandard.open(path, "rb"), path)
+
+
+class Unpacked:
+    """A compressed file, bounded: text is compressed tenfold at best, a decompression bomb a thousandfold."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path = file, path
+        self.most, self.size = max(SMALL, 100 * path.stat().st_size), 0
+
+    def __enter__(self) -> "Unpacked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes. Raises UserError if there are too many, or if the file is damaged."""
+        try:
+            raw = self.file.read(size)
+        except Exception as error:  # zstandard has an error of its own
+            raise UserError(f"{self.path}: {error}") from None
+        self.size += len(raw)
+        if self.size > self.most:
+            raise UserError(f"{self.path}: grows more than a hundredfold when unpacked, beyond {self.most:,} bytes")
+        return raw
+
+
+def _read_table(path: Path, config: DataConfig) -> Iterator[str]:
     problem = f"{path}: `datasets` cannot read it"
-    table = _load_dataset(TABLES[path.suffix], problem, online=False, data_files=str(path), split="train")
-    return "".join(_join(_column(table, config, str(path))))
+    options = {"data_files": str(path), "split": "train", "streaming": True}
+    with _refusing(problem):
+        yield from _column(_load_dataset(TABLES[path.suffix], problem, online=False, **options), config, str(path))
 
 
 def _read_hub(config: DataConfig) -> Iterator[str]:
@@ -129,7 +208,7 @@ def _load_dataset(name: str, problem: str, online: bool, **options: Any) -> Any:
     """`datasets.load_dataset` without log lines; if not online, also without requests and progress bars.
 
     Raises:
-        UserError: it raises any error; says `problem` and the first line of the error.
+        UserError: see `_refusing`.
     """
     import datasets
     from huggingface_hub import constants
@@ -141,10 +220,8 @@ def _load_dataset(name: str, problem: str, online: bool, **options: Any) -> Any:
         if not online:
             datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
             datasets.disable_progress_bars()
-        return datasets.load_dataset(name, **options)
-    except Exception as error:  # of the network, of authentication, of its readers: many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{problem}: {reason}") from None
+        with _refusing(problem):
+            return datasets.load_dataset(name, **options)
     finally:
         logging.disable(logs)
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = offline
@@ -152,34 +229,23 @@ def _load_dataset(name: str, problem: str, online: bool, **options: Any) -> Any:
             datasets.enable_progress_bars()
 
 
-def _column(table, config: DataConfig, name: str) -> Iterator[str]:  # type: ignore[no-untyped-def]
-    if config.column not in table.column_names:
-        raise UserError(f"{name}: no column {config.column}; data.column can be {', '.join(table.column_names)}")
-    for value in table[config.column]:
-        if not isinstance(value, str):
-            raise UserError(f"{name}: column {config.column} holds {type(value).__name__}, not text")
-        yield value
-
-
-def read_pieces(path: Path | None, size: int = 1 << 20) -> Iterator[str]:
-    """A text of any length, in pieces of at most `size` bytes: a UTF-8 file, perhaps compressed with xz, or stdin.
-
-    Raises:
-        UserError: as `read_text`.
-    """
-    name = path or "stdin"
-    decoder, first = codecs.getincrementaldecoder("utf-8")(), True
+@contextmanager
+def _refusing(problem: str) -> Iterator[None]:
+    """Turn any error of `datasets` into a UserError: of the network, of authentication, of its readers."""
     try:
-        opened: Any = nullcontext(sys.stdin.buffer)
-        if path is not None:
-            opened = lzma.open(path) if path.suffix == ".xz" else path.open("rb")  # noqa: SIM115
-        with opened as source:
-            while raw := source.read(size):
-                text = decoder.decode(raw)
-                yield text.removeprefix("\ufeff") if first else text
-                first = first and not text
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 text ({error.reason}); convert it first with iconv") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{problem}: {reason}") from None
+
+
+def _column(table: Any, config: DataConfig, name: str) -> Iterator[str]:
+    for rows in table.iter(batch_size=1000):
+        if config.column not in rows:
+            raise UserError(f"{name}: no column {config.column}; data.column can be {', '.join(rows)}")
+        for value in rows[config.column]:
+            if not isinstance(value, str):
+                raise UserError(f"{name}: column {config.column} holds {type(value).__name__}, not text")
+            yield value

@@ -37,7 +37,7 @@ class CharTokenizer:
         self.characters = "".join(sorted(set(characters) - {UNKNOWN}))
         self.unknown = len(self.characters)
         self.dtype = np.dtype(np.uint16 if self.unknown < 2**16 else np.uint32)
-        self._code_points = np.append(_code_points(self.characters), ord(UNKNOWN)).astype(np.uint32)
+        self._code_points = np.append(code_points(self.characters), ord(UNKNOWN)).astype(np.uint32)
         self._table: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class CharTokenizer:
             self._table[self._code_points[:-1]] = np.arange(self.unknown, dtype=self.dtype)
         ids = np.empty(len(text), dtype=self.dtype)
         for i in range(0, len(text), PIECE):  # at once, UTF-32 and numpy's index take 12 bytes a character
-            ids[i : i + PIECE] = self._table[_code_points(text[i : i + PIECE])]
+            ids[i : i + PIECE] = self._table[code_points(text[i : i + PIECE])]
         return ids
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
@@ -88,5 +88,6 @@ class CharTokenizer:
         return tokenizer
 
 
-def _code_points(text: str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
+    """The code points of a text (n,), uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

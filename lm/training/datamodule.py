@@ -45,7 +45,7 @@ class CorpusDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         """The windows are distributed over the devices; the sequence is read by each device."""
         assert self.trainer is not None
-        windows, *sequence = self.corpus.validation_pieces(self.config.data.context)
+        windows, *sequence = self.corpus.validation_pieces(self.config.data.context, self.config.eval.chars)
         mine = range(self.trainer.global_rank, len(windows), self.trainer.world_size)
         sequence = sequence if self.config.eval.streaming else []
         pieces: list[Any] = [Subset(windows, mine) if mine else [NOTHING], *sequence]  # type: ignore[arg-type]

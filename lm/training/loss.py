@@ -55,7 +55,7 @@ def dynamic_loss(model: LanguageModel | Ensemble, ids: np.ndarray, lr: float, ch
 
 def copying_accuracy(model: LanguageModel | Ensemble, problems: Copying) -> tuple[float, float]:
     """Mean loss, and share of right answers, over the held-out problems."""
-    return score(model, problems.validation_pieces(problems.context)[0])
+    return score(model, problems.validation_pieces()[0])
 
 
 @torch.inference_mode()

@@ -198,6 +198,8 @@ def announce(
     config: Config, corpus: "Corpus | Copying", parameters: int, trainer: "pl.Trainer", run: "Run", reason: str
 ) -> None:
     """Print what is going to be trained; `reason` says why at this precision."""
+    from lm.corpora.corpus import Corpus
+
     budget = f"{config.trainer.max_steps} steps"
     if config.trainer.max_minutes:
         budget = f"{config.trainer.max_minutes:g} minutes, validation excluded"
@@ -207,6 +209,10 @@ def announce(
     shape = f"{config.model.layers} layers of width {config.model.width}"
     print_status(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
     print_status(f"corpus   {config.data.corpus}: {corpus}")
+    if isinstance(corpus, Corpus) and (length := len(corpus.validation) - 1) > config.eval.chars:
+        print_status(
+            f"scored   {config.eval.chars:,} of the {length:,} characters held out, in evenly spread stretches"
+        )
     print_status(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
     print_status(f"device   {trainer.num_devices * trainer.num_nodes} x {kind}, precision {trainer.precision}", end="")
     print_status(f" ({reason})" if reason else "")

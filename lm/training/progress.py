@@ -20,6 +20,7 @@ class ProgressBar(pl.callbacks.ProgressBar):
         self.recorder = recorder
         self.bar: tqdm | None = None
         self.last_plain = 0.0
+        self.validation = (0.0, 0.0)  # when it began, and the seconds of the last one
 
     def disable(self) -> None:
         """Lightning calls this in all processes but the first."""
@@ -32,7 +33,23 @@ class ProgressBar(pl.callbacks.ProgressBar):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         progress = min(1.0, pl_module.clock.progress(trainer.global_step))
-        text = self._text(progress, trainer.global_step, pl_module.clock.seconds)
+        self._show(trainer, progress, self._text(progress, trainer.global_step, pl_module))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.validation = time.monotonic(), self.validation[1]
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        counts = [int(count) for count in trainer.num_val_batches]
+        done = sum(counts[:dataloader_idx]) + batch_idx + 1
+        progress = min(1.0, pl_module.clock.progress(trainer.global_step))
+        self._show(trainer, progress, f"step {trainer.global_step}, validation {done / sum(counts):.0%}")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.validation = self.validation[0], time.monotonic() - self.validation[0]
+
+    def _show(self, trainer: pl.Trainer, progress: float, text: str) -> None:
         if self.bar is not None:
             self.bar.set_description_str(text, refresh=False)
             self.bar.update(progress - self.bar.n)
@@ -40,7 +57,7 @@ class ProgressBar(pl.callbacks.ProgressBar):
             self.last_plain = time.monotonic()
             print(f"{progress:4.0%}  {text}", file=sys.stderr, flush=True)
 
-    def _text(self, progress: float, step: int, seconds: float) -> str:
+    def _text(self, progress: float, step: int, task: Any) -> str:
         latest = self.recorder.latest
         parts = [f"step {step}"]
         parts += [f"loss {latest['train/loss']:.3f}"] if "train/loss" in latest else []
@@ -48,7 +65,9 @@ class ProgressBar(pl.callbacks.ProgressBar):
         parts += [f"accuracy {latest['val/accuracy']:.1%}"] if "val/accuracy" in latest else []
         parts += [f"{latest['chars_per_second'] / 1000:.1f}k chars/s"] if "chars_per_second" in latest else []
         if 0 < progress < 1:
-            left = seconds * (1 - progress) / progress
+            left = task.clock.seconds * (1 - progress) / progress
+            validations = 1 + step * (1 - progress) / progress // task.config.eval.every
+            left += validations * self.validation[1]
             parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
         return ", ".join(parts)
 

@@ -32,16 +32,24 @@ def test_steps_to_the_transformers_best(table, tmp_path):
         for seed in (1, 2):
             run_of(tmp_path / "language", f"{system}-seed{seed}", dict(enumerate(losses, start=1)))
     rows = table()
-    (key,) = (key for key in rows if key.startswith("mingru: steps"))
+    (key,) = (key for key in rows if key.startswith("Shakespeare, scaled, mingru: steps"))
     assert key.endswith("1.6000") and "1.5 x fewer" in rows[key][1] and rows[key][2] == "fewer, but less so"
-    assert rows["Shakespeare, mingru: loss"][1] == "1.500 +- 0.000 (2 seeds)"
-    assert rows["Shakespeare, mingru: loss"][2].startswith("0.100 better than the Transformer")
+    assert rows["Shakespeare, scaled, mingru: best loss"][1] == "1.500 +- 0.000 at step 3 (2 seeds)"
+    assert rows["Shakespeare, scaled, mingru: best loss"][2].startswith("0.100 better than the Transformer")
+
+
+def test_full_size_runs_have_rows_of_their_own(table, tmp_path):
+    run_of(tmp_path / "full", "mamba-seed1", {50: 1.75, 100: 1.5, 150: 1.6})
+    rows = table(f"--full={tmp_path / 'full'}")
+    expected = ["1.575 at step 400", "1.500 at step 100 (1 seed)"]
+    assert rows["Shakespeare, full size, mamba: best loss"][:2] == expected
+    assert rows["Shakespeare, scaled, mamba: best loss"][1] == reproduction.MISSING
 
 
 def test_only_finished_runs_count(table, tmp_path):
     run_of(tmp_path / "language", "mingru-seed1", {1: 1.5})
     run_of(tmp_path / "language", "mingru-seed2", {1: 1.25}, seed=2, status="stopped")
-    assert table()["Shakespeare, mingru: loss"][1] == "1.500 (1 seed)"
+    assert table()["Shakespeare, scaled, mingru: best loss"][1] == "1.500 at step 1 (1 seed)"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +97,7 @@ def test_a_target_that_is_not_reached_is_no_number(table, tmp_path):
     run_of(tmp_path / "language", "mingru-seed1", dict(enumerate([2.0, 1.9], start=1)))
     run_of(tmp_path / "language", "transformer-seed1", dict(enumerate([2.2, 1.6], start=1)))
     rows = table()
-    (key,) = (key for key in rows if key.startswith("mingru: steps"))
+    (key,) = (key for key in rows if key.startswith("Shakespeare, scaled, mingru: steps"))
     assert rows[key][1:3] == ["none of 1 seeds reaches it", "disagrees"]
     assert "nan" not in str(rows)
 
@@ -100,7 +108,7 @@ def test_runs_without_metrics_have_no_time_to_the_target(table, tmp_path):
         (path / "metrics.csv").unlink()
         change_summary(path, best={"val/loss": 1.6})
     rows = table()
-    (key,) = (key for key in rows if key.startswith("mingru: steps"))
+    (key,) = (key for key in rows if key.startswith("Shakespeare, scaled, mingru: steps"))
     assert rows[key][1:3] == ["not measured yet", "-"] and "nan" not in str(rows)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.corpora.batches import Windows, permute, random_windows, shuffled_windows, stream, streams
+from lm.corpora.batches import Windows, permute, random_windows, shuffled_windows, spread, stream, streams
 
 IDS = np.arange(1000, dtype=np.uint16)
 
@@ -143,3 +143,14 @@ def test_streams_rows_are_a_slice():
     (x, _), _ = streams(IDS, 10, 3, 5, range(4), 4)
     (part, _), _ = streams(IDS, 10, 3, 5, range(1, 3), 4)
     assert np.array_equal(x[1:3], part)
+
+
+def test_stretches_are_spread_evenly_over_a_long_text():
+    """From its first to its last character, in order, as many as are asked for and one more, which begins the first."""
+    ids = np.arange(1000)
+    found = spread(ids, 99, stretches=4)
+    assert len(found) == 100 and found[0] == 0 and found[-1] == 999
+    starts = [0, *(np.flatnonzero(np.diff(found) != 1) + 1)]
+    assert starts == [0, 25, 50, 75] and found[starts].tolist() == [0, 325, 650, 975]
+    assert np.array_equal(spread(ids, 999), ids) and len(spread(ids, 998, 16)) == 999
+    assert spread(ids, 1, 16).tolist() == [0, 999]

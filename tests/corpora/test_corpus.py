@@ -34,7 +34,7 @@ def test_training_reads_the_first_nine_tenths_and_validation_the_last(tmp_path):
     for step, begins in ((0, True), (1, False)):
         (x, _), fresh = corpus.batch(config, 1, step, range(1, 3))
         assert fresh == begins and np.array_equal(x, streams(np.arange(900), 8, 1, step, range(1, 3), 4)[0][0])
-    windows, sequence = corpus.validation_pieces(8)
+    windows, sequence = corpus.validation_pieces(8, 10**6)
     assert [y.tolist() for _, y in sequence] == [[list(range(901, 1000))]]
     assert np.concatenate([x.ravel() for x, _ in windows]).tolist() == list(range(900, 999)) and windows.context == 8
 

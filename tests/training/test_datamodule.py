@@ -48,7 +48,7 @@ def test_windows_are_dealt_out_and_the_sequence_is_read_by_all(config, world_siz
     monkeypatch.setattr(corpora, "Windows", lambda ids, context: corpora.stream(ids, 100))  # 12 pieces
     dealt = [loaders(config, corpus, rank, world_size) for rank in range(world_size)]
     targets = sorted(y[0, 0].item() for windows, _ in dealt for _, y in windows)
-    pieces, sequence = corpus.validation_pieces(16)
+    pieces, sequence = corpus.validation_pieces(16, 10**6)
     assert targets == sorted(int(y[0, 0]) for _, y in pieces) and len(pieces) == 12
     assert [len(windows) for windows, _ in dealt] == [12 // world_size] * world_size
     for _, read in dealt:

@@ -77,7 +77,7 @@ def test_copying_is_scored_on_the_answers_of_all_held_out_problems():
     torch.manual_seed(0)
     model = LanguageModel(10, ModelConfig(width=16, layers=1, residual_init=1.0)).eval()
     torch.nn.init.normal_(model.head.weight)
-    (pieces,) = problems.validation_pieces(24)
+    (pieces,) = problems.validation_pieces()
     x, y = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pieces, strict=True))
     assert x.shape == (512, 24) and (y[:, :21] == IGNORED).all()
     with torch.no_grad():

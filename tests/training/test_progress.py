@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lm.config.options import Config
 from lm.training.progress import ProgressBar
 
 LATEST = {"train/loss": 1.2345, "val/loss": 1.5, "chars_per_second": 54_321.0}
@@ -13,7 +14,7 @@ LATEST = {"train/loss": 1.2345, "val/loss": 1.5, "chars_per_second": 54_321.0}
 
 def parts(step=10, share=0.25, seconds=30.0, latest=LATEST, first=True):
     trainer = SimpleNamespace(global_step=step, is_global_zero=first)
-    module = SimpleNamespace(clock=SimpleNamespace(progress=lambda step: share, seconds=seconds))
+    module = SimpleNamespace(clock=SimpleNamespace(progress=lambda step: share, seconds=seconds), config=Config())
     return ProgressBar(SimpleNamespace(latest=latest)), trainer, module
 
 
@@ -40,6 +41,24 @@ def test_the_line_of_a_terminal(latest, share, text, monkeypatch):
     bar.on_train_end(trainer, module)
     last = screen.getvalue().removesuffix("\n").rpartition("\r")[2]
     assert last.startswith(f"{share:4.0%}") and last.rstrip().endswith(f" {text}")
+
+
+def test_validation_shows_how_far_it_is_and_counts_in_the_time_left(monkeypatch):
+    """A validation of 20 seconds every 250 steps: at step 500 of 2,000, after 60 seconds, 6 and the last remain."""
+    times = iter([0.0, 100.0, 120.0])
+    monkeypatch.setattr("lm.training.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    bar, trainer, module = parts(step=500, share=0.25, seconds=60.0)
+    trainer.num_val_batches = [4, 6]
+    bar.on_train_start(trainer, module)
+    bar.on_validation_start(trainer, module)
+    bar.on_validation_batch_end(trainer, module, None, None, 1, 1)
+    bar.bar.refresh()
+    assert " 25%" in screen.getvalue() and "step 500, validation 60%" in screen.getvalue()
+    bar.on_validation_end(trainer, module)
+    bar.on_train_batch_end(trainer, module)
+    bar.bar.refresh()
+    assert screen.getvalue().rstrip().endswith("5:20 left")  # 180 s of training, 7 x 20 s
 
 
 def test_a_file_gets_a_plain_line_every_ten_seconds(monkeypatch, capsys):
