@@ -209,8 +209,18 @@ class Start(Timed, Common):
     repeat: Annotated[Count, Quick(1)] = 5
 
 
+@dataclass
+class Corpus(Common):
+    """Memory, start-up and speed of `char-lm train` by the size of the text."""
+
+    megabytes: Annotated[list[Count], Quick([1, 3])] = field(default_factory=lambda: [1, 1000, 4000])
+    """sizes of the text in 10^6 bytes"""
+    steps: Annotated[Count, Quick(20)] = 200
+    """steps in one run"""
+
+
 BENCHMARKS: dict[str, type[Common]] = {
     kind.__name__.lower(): kind
-    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start)
+    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus)
 }
 """Each benchmark is the module of its name in this package."""
