@@ -19,7 +19,7 @@ def test_every_size_is_trained_on_twice(bench, monkeypatch):
     result, out = bench("corpus", "--megabytes", "1", "6")
     assert calls == ["first", "second"] * 2 and sizes == [10**6] * 2 + [6 * 10**6] * 2
     assert [(row["first"], row["second"]) for row in result["results"]] == [(9.25, 3.5)] * 2
-    assert out.splitlines()[-1].split() == ["6", "9.2", "3.5", "321", "12,346"]
+    assert out.rstrip().splitlines()[-1].split() == ["6", "9.2", "3.5", "321", "12,346"]
 
 
 def test_a_real_training(tmp_path):
