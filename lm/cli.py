@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("lm.compare.main", "compare runs: tables, curves, a page"),
     "sweep": ("lm.analysis.sweep", "train several systems and seeds, then compare them"),
     "evaluate": ("lm.analysis.evaluate", "losses of trained models, by context length too"),
+    "data": ("lm.corpora.listing", "the encoded texts that are kept for the next run"),
     "export": ("lm.runs.export", "a trained model as a folder of data to pass on"),
     "bench": ("lm.bench.main", "speed and memory beside other implementations"),
     "reproduction": ("lm.analysis.reproduction", "the paper's claims beside our measurements"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from lm.files import cache_folder
 from tests.commands import train
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes sh
 settings.register_profile("shared machine", deadline=None, max_examples=50)
 settings.load_profile("shared machine")
 
+XDG = "XDG_CACHE_HOME"
 SMALL = (
     "--model.width 32 --model.layers 2 --data.context 32 --data.batch_size 4 --eval.sample_chars 20 "
     "--log.wandb disabled --trainer.accelerator cpu --trainer.precision 32"
@@ -26,6 +28,15 @@ def memory_is_freed() -> Iterator[None]:
     """Training in the process of the tests must not change how that frees memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lm.training.main.keep_freed_memory", lambda: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def corpora_are_cached_elsewhere(tmp_path_factory) -> Iterator[None]:
+    """Texts of tests do not fill the user's cache, unless a test says where that is."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.corpora.cache.cache_folder", lambda: cache_folder() if XDG in os.environ else folder)
         yield
 
 

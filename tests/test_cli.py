@@ -19,7 +19,7 @@ import yaml
 from lm import cli
 from lm.corpora.sources import read_text
 from lm.files import DATA, UserError
-from tests.commands import ROOT, bench, compare, document, evaluate, export, generate, reproduction, sweep, train
+from tests.commands import ROOT, bench, compare, data, document, evaluate, export, generate, reproduction, sweep, train
 from tests.conftest import SMALL
 
 PROGRAMS = {
@@ -27,6 +27,7 @@ PROGRAMS = {
     "generate": generate,
     "compare": compare,
     "evaluate": evaluate,
+    "data": data,
     "export": export,
     "sweep": sweep,
     "bench": bench,
@@ -318,6 +319,7 @@ REFUSED = [
     ("evaluate", "{w}/runs/good --corpus {w}/utf16.txt", "UTF-16"),
     ("evaluate", "{w}/runs/good --corpus {w}/pipe", "not a plain file"),
     ("evaluate", "{w}/broken/truncated.ckpt", "damaged, or not a checkpoint"),
+    ("data", "--clean", "did you mean --clear?"),
     ("export", "{w}/none {w}/out", "no run "),
     ("export", "{w}/runs/good {w}/exported", "exported exists"),
     ("export", "{w}/runs/good {w}/corpus.txt/out", "cannot write {w}/corpus.txt/out"),

@@ -87,7 +87,7 @@ def write(read_texts: Callable[[], Iterable[str]], files: list[Path], config: Da
                     os.fsync(file.fileno())
                 with suppress(OSError, UserError):  # without the cache, the next run is only slower
                     os.replace(part, ids_path)
-                    atomic_write(about_path, _about(encoded))
+                    atomic_write(about_path, _about(encoded, config))
                     evict()
                 return ids, encoded.tokenizer, encoded.digest
             finally:
@@ -97,8 +97,15 @@ def write(read_texts: Callable[[], Iterable[str]], files: list[Path], config: Da
         return _map(encoded, file), encoded.tokenizer, encoded.digest
 
 
-def _about(encoded: Encoded) -> str:
-    known = {"characters": encoded.tokenizer.characters, "digest": encoded.digest, "checksums": encoded.checksums}
+def _about(encoded: Encoded, config: DataConfig) -> str:
+    known = {
+        "source": config.corpus,
+        "length": encoded.length,
+        "distinct": len(encoded.tokenizer) - 1,
+        "characters": encoded.tokenizer.characters,
+        "digest": encoded.digest,
+        "checksums": encoded.checksums,
+    }
     return json.dumps(known | {"seal": _seal(known)})
 
 

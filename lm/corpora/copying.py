@@ -23,6 +23,7 @@ IGNORED = -100
 """Target of a position without an answer: what `torch.nn.functional.cross_entropy` ignores."""
 HELD_OUT = 512
 """Number of validation problems, which are the same for every run."""
+AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Copying:
         return self._problems([np.random.Philox(key=seed, counter=[0, 2, step, row]) for row in rows]), True
 
     def validation_pieces(self, context: int = 0, characters: int = 0) -> list[Sequence[Piece]]:
-        """The held-out problems, about 16,384 characters at a time; the arguments are those for a text."""
-        at_once = max(1, 16_384 // self.context)
+        """The held-out problems, about AT_ONCE characters at a time; the arguments are those for a text."""
+        at_once = max(1, AT_ONCE // self.context)
         sources = [np.random.Philox(key=0, counter=[0, 3, 0, row]) for row in range(HELD_OUT)]
         return [[self._problems(sources[first : first + at_once]) for first in range(0, HELD_OUT, at_once)]]
 

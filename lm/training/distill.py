@@ -39,7 +39,8 @@ def add_teachers(corpus: Corpus | Copying, config: Config) -> Corpus | Copying:
     if size > cache.LARGEST:
         raise UserError(f"distill.teachers: their probabilities would take {size / 2**30:,.0f} GiB, and 8 are the most")
     teachers = [_load_teacher(name, corpus, config) for name in config.distill.teachers]
-    return replace(corpus, teacher=_probabilities(teachers, corpus))
+    source = f"predictions for {config.data.corpus} of {', '.join(config.distill.teachers)}"
+    return replace(corpus, teacher=_probabilities(teachers, corpus, source))
 
 
 def _load_teacher(name: str, corpus: Corpus, config: Config) -> "LanguageModel":
@@ -54,7 +55,7 @@ def _load_teacher(name: str, corpus: Corpus, config: Config) -> "LanguageModel":
     return model
 
 
-def _probabilities(teachers: "list[LanguageModel]", corpus: Corpus) -> np.ndarray:
+def _probabilities(teachers: "list[LanguageModel]", corpus: Corpus, source: str) -> np.ndarray:
     """The averaged probabilities (n, V), float16, memory-mapped from the cache, where they are put if they are not."""
     from lm.runs.load import digest_of
 
@@ -70,7 +71,7 @@ def _probabilities(teachers: "list[LanguageModel]", corpus: Corpus) -> np.ndarra
             cache_folder().mkdir(parents=True, exist_ok=True)
             with atomic_open(path) as file:
                 np.save(file, found)
-            atomic_write(path.with_suffix(".json"), json.dumps({"digest": _digest(found)}))
+            atomic_write(path.with_suffix(".json"), json.dumps({"source": source, "digest": _digest(found)}))
             cache.evict()
     return found
 

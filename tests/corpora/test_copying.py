@@ -37,13 +37,15 @@ def test_rows_are_functions_of_seed_step_and_index():
     assert all((other != x).any(1).all() for other in others)
 
 
-def test_held_out_problems_are_fixed_and_not_trained_on():
-    (pieces,) = PROBLEMS.validation_pieces(40, characters=400)
+def test_held_out_problems_are_fixed_and_not_trained_on(monkeypatch):
+    monkeypatch.setattr("lm.corpora.copying.AT_ONCE", 400)
+    (pieces,) = PROBLEMS.validation_pieces()
     pieces = [x for x, _ in pieces]
     assert [len(x) for x in pieces] == [10] * 51 + [2]
     whole = np.concatenate(pieces)
     assert len(whole) == HELD_OUT == len(np.unique(whole, axis=0))
-    assert np.array_equal(whole, np.concatenate([x for x, _ in PROBLEMS.validation_pieces(40)[0]]))
+    monkeypatch.undo()
+    assert np.array_equal(whole, np.concatenate([x for x, _ in PROBLEMS.validation_pieces()[0]]))
     trained = np.concatenate([PROBLEMS.batch(DATA, 0, step, range(64))[0][0] for step in range(20)])
     assert not {tuple(row) for row in trained} & {tuple(row) for row in whole}
 
