@@ -56,6 +56,7 @@ BENCHES ?= cell busy step "step --against af1ce59" start train "length --plot do
   "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
+	$(BIN)/char-lm bench corpus --insert docs/scale.md
 
 # docs/reliability.md: killed processes, damaged files, precisions, threads; 40 minutes.
 reliability: .venv/ready-test
