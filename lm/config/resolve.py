@@ -24,7 +24,7 @@ class Start:
     config: Annotated[list[str], REPEATED] = field(default_factory=list)
     """YAML file with options; see configs/"""
     resume: str | None = None
-    """go on with this run (a name or a path), with its options"""
+    """go on with this run (a name or a path), with its options; auto: with that of --name if it exists"""
     allow_changes: bool = False
     """resume with changed options all the same; the run folder notes them"""
 

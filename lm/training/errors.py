@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 from lm.files import UserError, is_out_of_memory
 
+LOST = ("by peer", "timed out", "timeout", "connection was closed", "failed to connect", "connection refused")
+"""Signs of a lost process in the messages of gloo, NCCL and the store that all meet at."""
+
 
 class Diverged(Exception):
     """The loss is not a number, or far above that of guessing."""
@@ -19,7 +22,7 @@ def user_errors() -> Iterator[None]:
     """Turn errors of the machine into one line.
 
     Raises:
-        UserError: memory is short, or another process of this training has died.
+        UserError: memory is short, or another process of this training has died or cannot be reached.
     """
     try:
         yield
@@ -28,6 +31,7 @@ def user_errors() -> Iterator[None]:
             raise UserError(
                 "out of memory: lower data.batch_size, data.context or model.width, or raise trainer.accumulate"
             ) from error
-        if "by peer" in str(error):  # gloo: "Connection closed by peer", "Connection reset by peer"
-            raise UserError("another process of this training has died") from error
+        if any(sign in str(error).lower() for sign in LOST):
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"another process of this training has died or cannot be reached: {reason}") from error
         raise

@@ -11,7 +11,7 @@ from lm.config.options import Config
 from lm.config.resolve import Start, read_words, resolve
 from lm.files import UserError
 from lm.training.clock import Clock
-from lm.training.processes import RUN_NAME, is_first_process, print_status
+from lm.training.processes import RUN_NAME, add_launch, end_with_launcher, is_first_process, print_status
 from lm.training.resume import changed_options, is_finished
 from lm.training.start import Stages, import_libraries, keep_freed_memory
 from lm.training.trainer import make_loggers, make_trainer, quieten, resolve_precision
@@ -36,10 +36,14 @@ def main(words: list[str]) -> int:
         UserError: a mistake in the command, or something that this machine does not have.
     """
     start, given = read_words(words)
+    given = add_launch(given)
+    end_with_launcher()
     from lm.runs.folder import Run
 
     run = None
     try:
+        if start.resume == "auto":
+            start.resume = existing_run(resolve(given, start.config))
         if start.resume is None:
             config, corpus, run = prepare(resolve(given, start.config))
             return train(config, corpus, run)
@@ -62,6 +66,24 @@ def prepare(config: Config) -> "tuple[Config, Corpus | Copying, Run]":
     if is_first_process() and run.exists:
         raise UserError(f"{run.path} exists already; choose another --name, or go on with --resume")
     return config, load(config.data), run
+
+
+def existing_run(config: Config) -> str | None:
+    """The folder of the named run if there is something to go on with, else None.
+
+    The first process makes the folder while others look for it, so they ask for a checkpoint, which comes after all
+    have met.
+
+    Raises:
+        UserError: the configuration has no name.
+    """
+    from lm.runs.folder import Run
+
+    if config.name is None:
+        raise UserError("--resume auto needs the --name of the run")
+    run = Run(Path(config.runs) / config.name)
+    there = run.exists if is_first_process() else any(run.checkpoints.glob("*.ckpt"))
+    return str(run.path) if there else None
 
 
 def resume(run: "Run", start: Start, given: dict[str, Any]) -> int:

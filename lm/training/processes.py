@@ -1,17 +1,72 @@
-"""Which process of a training on several devices this one is."""
+"""The processes of a training on several devices: who started them, and which of them this one is."""
 
+import ctypes
 import os
+import signal
 import sys
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from lm.files import UserError
 
 RUN_NAME = "CHAR_LM_RUN_NAME"
 """Environment variable that passes a run's name, if it is made from the time, to the processes of other devices."""
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
-"""Variables that torchrun or Lightning sets in the processes that they start."""
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+"""Variables that torchrun, Lightning or srun sets in the processes that they start. If RANK is there, it decides."""
+PR_SET_PDEATHSIG = 1
+"""From Linux's prctl.h."""
+
+
+class Launch(NamedTuple):
+    """What a launcher has started."""
+
+    launcher: str
+    devices: int
+    """processes of each node, one for each device"""
+    nodes: int
+
+
+def launch() -> Launch | None:
+    """What torchrun or srun has started together with this process; None for a process that was started alone."""
+    values = {name: int(value) for name, value in os.environ.items() if value.isdecimal()}
+    if "LOCAL_WORLD_SIZE" in values and "WORLD_SIZE" in values:
+        return Launch("torchrun", values["LOCAL_WORLD_SIZE"], values["WORLD_SIZE"] // values["LOCAL_WORLD_SIZE"])
+    if "SLURM_STEP_ID" in values and values.get("SLURM_NTASKS", 1) > 1:
+        nodes = values.get("SLURM_NNODES", 1)
+        return Launch("srun", values["SLURM_NTASKS"] // nodes, nodes)
+    return None
+
+
+def add_launch(given: dict[str, Any]) -> dict[str, Any]:
+    """Options of `char-lm train` with the devices and nodes of the launcher, if there is one.
+
+    Raises:
+        UserError: the options ask for others.
+    """
+    if (started := launch()) is None:
+        return given
+    found = {"trainer.devices": started.devices, "trainer.num_nodes": started.nodes}
+    for key, value in found.items():
+        if given.get(key, value) != value:
+            what = "processes on each node" if key == "trainer.devices" else "nodes"
+            raise UserError(f"{key} is {given[key]}, but {started.launcher} has started {value} {what}; leave it out")
+    return given | found
 
 
 def is_first_process() -> bool:
     """Whether this process has the global rank 0; only that one makes the run folder and prints."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+    names = ["RANK"] if "RANK" in os.environ else RANKS
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def end_with_launcher() -> None:
+    """Let the system kill this process when torchrun's agent, which has started it, is killed.
+
+    Its group would wait for it, and the run's lock would stay taken. Does nothing outside torchrun and Linux.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def print_status(text: str, end: str = "\n") -> None:

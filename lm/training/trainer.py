@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lm.config.options import Config
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from lm.runs.folder import Run
+
+
+GROUP_SECONDS = 60
+"""After which a process no longer waits for another one."""
 
 
 def quieten() -> None:
@@ -39,7 +44,7 @@ def make_trainer(config: Config, run: "Run", callbacks: list[Any]) -> "pl.Traine
             accelerator=wanted.accelerator,
             devices=wanted.devices,
             num_nodes=wanted.num_nodes,
-            strategy=wanted.strategy,
+            strategy=strategy_of(config),
             precision=wanted.precision,  # type: ignore[arg-type]
             max_epochs=-1,
             max_steps=-1,
@@ -59,6 +64,25 @@ def make_trainer(config: Config, run: "Run", callbacks: list[Any]) -> "pl.Traine
         asked = f"accelerator {wanted.accelerator}, {wanted.devices} devices, strategy {wanted.strategy!r}"
         reason = str(error).split(". ")[0]
         raise UserError(f"trainer: {asked} cannot be had here: {reason}; the default, auto, can") from None
+
+
+def strategy_of(config: Config) -> Any:
+    """Lightning's strategy; on several devices a process group that gives up after GROUP_SECONDS.
+
+    Raises:
+        UserError: the strategy cuts matrices into pieces.
+    """
+    wanted = config.trainer
+    if any(name in wanted.strategy for name in ("fsdp", "deepspeed", "model_parallel")):
+        raise UserError(
+            f"trainer.strategy {wanted.strategy}: Muon and the clipping of gradients need whole matrices, and no model "
+            "here is too large for one device; use ddp"
+        )
+    if wanted.devices * wanted.num_nodes == 1 or wanted.strategy not in ("auto", "ddp"):
+        return wanted.strategy
+    from lightning.pytorch.strategies import DDPStrategy
+
+    return DDPStrategy(timeout=timedelta(seconds=GROUP_SECONDS))
 
 
 def resolve_precision(config: Config, old: bool = False) -> tuple[Any, str]:

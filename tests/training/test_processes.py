@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from lm.config.options import Config
+from lm.files import UserError
 from lm.runs.folder import Run
-from lm.training.processes import is_first_process
-from tests.commands import ROOT
+from lm.training.main import existing_run
+from lm.training.processes import RANKS, add_launch, is_first_process, launch
+from tests.commands import ROOT, train
 from tests.conftest import SMALL
-from tests.harness.crash import metrics
-from tests.training.conftest import start, wait_for_step
+from tests.harness.crash import differences, metrics
+from tests.training.conftest import rows, start, wait_for_step
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,87 @@ def test_only_global_rank_0_is_the_first_process(environment, first, monkeypatch
     for setting in environment.split():
         monkeypatch.setenv(*setting.split("="))
     assert is_first_process() == first
+
+
+TORCHRUN = "RANK=3 LOCAL_RANK=1 GROUP_RANK=1 WORLD_SIZE=6 LOCAL_WORLD_SIZE=2"
+SRUN = "SLURM_STEP_ID=0 SLURM_NTASKS=6 SLURM_NNODES=3 SLURM_PROCID=4 SLURM_LOCALID=0"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Set the environment of a process that a launcher has started."""
+
+    def call(environment: str) -> None:
+        for name in [name for name in os.environ if name in RANKS or name.endswith("WORLD_SIZE") or "SLURM" in name]:
+            monkeypatch.delenv(name)
+        for setting in environment.split():
+            monkeypatch.setenv(*setting.split("="))
+
+    return call
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN, f"{SRUN} {TORCHRUN}"])
+def test_devices_and_nodes_are_those_of_the_launcher(started, environment):
+    started(environment)
+    assert not is_first_process() and launch() == ("torchrun" if TORCHRUN in environment else "srun", 2, 3)
+    wanted = {"trainer.devices": 2, "trainer.num_nodes": 3}
+    assert add_launch({"seed": 2}) == {"seed": 2} | wanted == add_launch({"seed": 2} | wanted)
+    for key, other in (("trainer.devices", 4), ("trainer.num_nodes", 1)):
+        with pytest.raises(UserError, match=f"{key} is {other}, but .* has started {wanted[key]} "):
+            add_launch({key: other})
+
+
+@pytest.mark.parametrize(
+    "environment", ["", "SLURM_JOB_ID=3 SLURM_NTASKS=6 SLURM_PROCID=0", "WORLD_SIZE=2 LOCAL_RANK=1 NODE_RANK=0"]
+)
+def test_without_a_launcher_the_options_hold(started, environment):
+    """In a batch script without srun, and in the processes that Lightning itself starts."""
+    started(environment)
+    assert launch() is None and add_launch({"trainer.devices": 2}) == {"trainer.devices": 2}
+
+
+def test_rank_decides_where_torchrun_runs_within_slurm(started):
+    started("RANK=0 LOCAL_RANK=0 SLURM_PROCID=1")
+    assert is_first_process()
+
+
+def test_fsdp_is_refused(run_train, capsys):
+    run_train("a", "--trainer.strategy", "fsdp", code=2)
+    assert "whole matrices" in capsys.readouterr().err
+
+
+def test_resume_auto_starts_and_goes_on(tmp_path, corpus, run_train, capsys):
+    """The same command twice, the first time with a smaller budget, ends as one run does."""
+    options = ["--eval.every", "4", "--log.every", "1", "--optim.schedule", "constant", "--optim.decay", "0"]
+    words = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", "a", "--resume", "auto", *options]
+    for steps in ("8", "20"):
+        assert train([*words, "--trainer.max_steps", steps]) == 0
+    assert differences(tmp_path / "a", run_train("b", *options, "--trainer.max_steps", "20")) == []
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.yaml").write_bytes((tmp_path / "a" / "config.yaml").read_bytes())  # killed at its start
+    words[words.index("a")] = "c"
+    assert train([*words, "--trainer.max_steps", "20"]) == 0 and rows(tmp_path / "c")[-1]["step"] == 20
+    assert train(["--resume", "auto", *SMALL]) == 2
+    assert "needs the --name" in capsys.readouterr().err
+
+
+def test_other_processes_go_on_from_a_checkpoint_only(started, tmp_path):
+    """The first makes the folder at about the same time, and starts there."""
+    config = Config(name="a", runs=str(tmp_path))
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "config.yaml").touch()
+    for environment, there in (("RANK=0", True), ("RANK=1", False)):
+        started(environment)
+        assert (existing_run(config) is not None) == there
+    (tmp_path / "a" / "checkpoints" / "last.ckpt").touch()
+    assert existing_run(config) == str(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_kills_of_workers_and_agents():
+    command = [sys.executable, "-m", "tests.harness.elastic", "--kills", "2", "--steps", "600"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -143,7 +227,6 @@ def test_torchrun_on_two_nodes(run_train, tmp_path, corpus):
     """Two nodes of one device each, both on this machine."""
     options = ("--trainer.max_steps", "6", "--eval.every", "3", "--log.every", "2")
     argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", "two", *options]
-    argv += ["--trainer.num_nodes", "2", "--trainer.strategy", "ddp"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
