@@ -51,6 +51,28 @@ paper: .venv/ready
 	  --insert docs/reproduction.md#extrapolation
 	$(BIN)/char-lm reproduction --insert docs/reproduction.md
 
+# docs/reproduction.md: the paper's language modelling at its own size. Finished runs are skipped, interrupted ones resumed.
+FULL ?= runs/paper_full
+paper-full: .venv/ready
+	@echo "four trainings, about 8 hours on two cores that multiply bfloat16, minutes on a GPU; the runs are in $(FULL)"
+	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml) --runs $(FULL)
+	$(BIN)/char-lm compare $(FULL) --png docs/paper_full.png --insert docs/reproduction.md#paper_full
+	$(BIN)/char-lm evaluate $(FULL)/*-seed1 --insert docs/reproduction.md#paper_full_streaming
+	$(BIN)/char-lm reproduction --full $(FULL) --insert docs/reproduction.md
+
+# docs/records.md: about an hour, two trainings at a time with a thread each. Finished runs are skipped.
+RECORD := $(BIN)/char-lm sweep --runs runs/record --configs configs/record/
+SMALL := runs/record/small-seed
+records: .venv/ready
+	export OMP_NUM_THREADS=1; $(RECORD)small.yaml --seeds 1 3 5 7 & other=$$!; $(RECORD)small.yaml --seeds 2 4 6 8 && wait $$other
+	$(RECORD)student.yaml -- --distill.teachers $(addprefix $(SMALL),1 2 3 4 5 6 7 8)
+	$(BIN)/char-lm evaluate $(addprefix $(SMALL),1 2 3 4 5 6 7 8) --ensemble --insert docs/records.md#ensemble
+	$(BIN)/char-lm evaluate runs/record/student-seed1 --insert docs/records.md#student
+	$(BIN)/char-lm evaluate runs/record/student-seed1 --weights int8 --insert docs/records.md#int8
+	$(BIN)/char-lm evaluate runs/record/student-seed1 --dynamic 0.01 --insert docs/records.md#dynamic
+	$(BIN)/char-lm evaluate runs/record/student-seed1 $(SMALL)1 --text --insert docs/records.md#text
+	$(BIN)/char-lm document docs/records.md#sample char-lm generate runs/record/student-seed1 --seed 1 --chars 2000
+
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
 BENCHES ?= cell busy step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
   "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
@@ -81,4 +103,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results recipe paper performance reliability mutants lint
+.PHONY: train test results recipe paper paper-full records performance reliability mutants lint

@@ -98,13 +98,13 @@ def run(folder: Path, kills: int, steps: int) -> bool:
     agents, killed = Agents(folder, "killed", steps), 0
     metrics = folder / "killed" / "metrics.csv"
     while not agents.done():
-        before = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        time.sleep(random.uniform(0.2, 2.0))
-        if killed < kills and before:
+        before = metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0
+        time.sleep(random.uniform(0.2, 4.0))
+        if killed < kills and before > 0:
             victim = ("worker", "agent")[killed % 2]
             if agents.kill(victim):
                 killed += 1
-                print(f"killed   {victim}, {before - 1} rows of metrics.csv", flush=True)
+                print(f"killed   {victim}, {before} rows of metrics.csv", flush=True)
                 wait_for_rows(agents, metrics)
     found = differences(folder / "killed", folder / "whole")
     print(f"{killed} kills; " + (f"differ: {found}" if found else "the same end, to the bit"))
