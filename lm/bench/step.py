@@ -84,7 +84,7 @@ def train_in_parts(config: Config, device: torch.device, dtype: torch.dtype) -> 
             batch = batch._replace(x=batch.x.to(device), y=batch.y.to(device))
             watch.lap("data")
             with measure.precision(device, dtype):
-                loss = training_loss(model, batch, states) / parts
+                loss = training_loss(model, batch, states, config) / parts
             watch.lap("forward")
             loss.backward()
             watch.lap("backward")

@@ -171,6 +171,8 @@ class TrainerConfig:
     """auto: bf16-mixed where the device multiplies bfloat16 natively (GPU; CPU with AVX512_BF16 or AMX), else 32"""
     accumulate: Count = 1
     """cut each batch into this many parts and add up their gradients"""
+    chunk: Natural = 0
+    """compute so many characters of a long context at a time, with the exact gradient of all; 0: all at once"""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """where to train"""
     devices: Count = 1

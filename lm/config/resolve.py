@@ -14,6 +14,8 @@ from lm.config.options import BEFORE, COPYING, DEFAULT_LR, FIELDS, VERSION, Conf
 from lm.config.strict_yaml import LARGEST, read_yaml
 from lm.files import UserError, read_text, shorten
 
+CHUNKABLE = ("mingru", "minlstm", "mamba")
+"""Mixers for trainer.chunk: their states are small, and gradients pass through them."""
 USAGE = "[--config FILE] [--resume RUN [--allow_changes]] [--section.key value ...]"
 
 
@@ -175,6 +177,11 @@ def _check_batches(config: Config) -> None:
         raise UserError("data.sampling streams needs a text; selective_copying has problems, each from a zero state")
     if data.sampling == "streams" and devices > 1:
         raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
+    mixers = [config.model.mixer] if isinstance(config.model.mixer, str) else config.model.mixer
+    if trainer.chunk and (other := [name for name in mixers if name not in CHUNKABLE]):
+        raise UserError(f"trainer.chunk: {other[0]} cannot pass its gradient on in chunks; {', '.join(CHUNKABLE)} can")
+    if trainer.chunk and config.distill.teachers:
+        raise UserError("trainer.chunk and distill.teachers do not go together: leave one of them out")
     if data.batch_size * data.context > 2**28:
         raise UserError(
             f"data.batch_size {data.batch_size} x data.context {data.context}: more than 2^28 characters in a step"

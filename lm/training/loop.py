@@ -15,6 +15,7 @@ from lm.config.options import Config
 from lm.corpora.copying import Copying
 from lm.corpora.corpus import Corpus
 from lm.model import LanguageModel, ModelState
+from lm.training.chunks import chunked_loss
 from lm.training.loss import divergence, nll
 from lm.training.optim import clip_gradients, make_optimizer, set_learning_rate
 
@@ -46,7 +47,7 @@ def train(model: LanguageModel, corpus: Corpus | Copying, config: Config) -> Ite
         for part in range(parts):
             seed_part(config.seed, step, part)
             batch = make_batch(corpus, config, step, part)
-            part_loss = training_loss(model, batch, states, config.distill.weight) / parts
+            part_loss = training_loss(model, batch, states, config) / parts
             part_loss.backward()
             loss += part_loss.item()
         clip_gradients(model, config.optim.clip)
@@ -74,13 +75,13 @@ def make_batch(
     return Batch(torch.from_numpy(x), torch.from_numpy(y), part, fresh, predicted)
 
 
-def training_loss(model: LanguageModel, batch: Batch, states: dict[int, ModelState], weight: float = 0.0) -> Tensor:
-    """Mean loss of a batch. `states` keeps the state after each part, from which the next batch may continue.
-
-    Args:
-        weight: share of the divergence from the teachers, if the batch has them.
-    """
-    logits, state = model(batch.x, None if batch.fresh else states.get(batch.part))
+def training_loss(model: LanguageModel, batch: Batch, states: dict[int, ModelState], config: Config) -> Tensor:
+    """Mean loss of a batch. `states` keeps the state after each part, from which the next batch may continue."""
+    start, chunk = None if batch.fresh else states.get(batch.part), config.trainer.chunk
+    if 0 < chunk < batch.x.shape[1]:
+        loss, states[batch.part] = chunked_loss(model, batch.x, batch.y, start, chunk)
+        return loss
+    logits, state = model(batch.x, start)
     states[batch.part] = tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
-    loss = nll(logits, batch.y)
+    loss, weight = nll(logits, batch.y), config.distill.weight
     return loss if batch.teacher is None else (1 - weight) * loss + weight * divergence(logits, batch.teacher)

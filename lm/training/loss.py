@@ -12,6 +12,9 @@ from lm.corpora.batches import Piece, Windows, stream
 from lm.corpora.copying import IGNORED, Copying
 from lm.model import Ensemble, LanguageModel
 
+CHUNK = 2**16
+"""Characters of a sequence that are scored at a time, its state carried on: memory stays bounded."""
+
 
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean negative log-likelihood in float32; logits (B, T, V) of any type, targets (B, T), IGNORED ones left out."""
@@ -68,11 +71,11 @@ def score(model: LanguageModel | Ensemble, pieces: Iterable[Piece], carry: bool 
     total, right, count, state = 0.0, 0, 0, None
     device = next(model.parameters()).device
     for piece in pieces:
-        x, y = (torch.from_numpy(part).to(device) for part in piece)
-        logits, new = model(x, state)
-        state = new if carry else None
-        scored = int((y != IGNORED).sum())
-        total += nll(logits, y).item() * scored
-        right += int((logits.argmax(-1) == y).sum())
-        count += scored
+        state = state if carry else None
+        for x, y in zip(*(torch.from_numpy(part).to(device).split(CHUNK, dim=1) for part in piece), strict=True):
+            logits, state = model(x, state)
+            if scored := int((y != IGNORED).sum()):
+                total += nll(logits, y).item() * scored
+                right += int((logits.argmax(-1) == y).sum())
+                count += scored
     return total / count, right / count

@@ -56,7 +56,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         states = self.carried if self.config.data.sampling == "streams" else {}
-        return training_loss(self.model, batch, states, self.config.distill.weight)
+        return training_loss(self.model, batch, states, self.config)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
         self.grad_norm = clip_gradients(self.model, self.config.optim.clip)
@@ -91,19 +91,23 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loader 0: windows, each from the initial state. Loader 1: the split as one sequence."""
-        x, y = batch
-        weight = (y != IGNORED).sum()
-        if not weight:  # the piece of a device without windows
-            return
-        logits, state = self.model(x, self._streaming_state if dataloader_idx else None)
+        state = self._streaming_state if dataloader_idx else None
+        chunk = self.config.trainer.chunk or batch[0].shape[1]
+        for x, y in zip(*(part.split(chunk, dim=1) for part in batch), strict=True):
+            logits, state = self.model(x, state)
+            if weight := (y != IGNORED).sum():  # none in the piece of a device without windows
+                self._score(logits, y, weight, dataloader_idx)
         if dataloader_idx:
             self._streaming_state = state
+
+    def _score(self, logits: Tensor, y: Tensor, weight: Tensor, dataloader_idx: int) -> None:
+        if dataloader_idx:
             self.val_streaming.update(nll(logits, y), weight=weight)
-        else:
-            self.val_loss.update(nll(logits, y), weight=weight)
-            self.val_perplexity.update(logits.float(), y)
-            if self.copying:
-                self.val_accuracy.update(logits.flatten(0, 1), y.flatten())
+            return
+        self.val_loss.update(nll(logits, y), weight=weight)
+        self.val_perplexity.update(logits.float(), y)
+        if self.copying:
+            self.val_accuracy.update(logits.flatten(0, 1), y.flatten())
 
     def validation_results(self) -> dict[str, float]:
         """The metrics of the validation that has just ended, over all devices; resets them."""

@@ -18,8 +18,8 @@ optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, final_weight_dec
         momentum: 0.95, muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, cycles: 1,
         ema: 0.0, clip: 1.0}
 distill: {teachers: [], weight: 0.5}
-trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, accelerator: auto, devices: 1,
-          strategy: auto, num_nodes: 1}
+trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, chunk: 0, accelerator: auto,
+          devices: 1, strategy: auto, num_nodes: 1}
 eval: {every: 250, sample_chars: 240, prompt: "\\n", chars: 1000000, streaming: true}
 log: {every: 10, wandb: offline, project: char-lm, group: null}
 """
@@ -31,8 +31,8 @@ WHOLE = {
     "model.options.window": (1, LARGEST), "model.width": (1, 2**16), "model.layers": (1, 1000),
     "optim.warmup_steps": (0, LARGEST), "trainer.max_steps": (1, LARGEST), "trainer.accumulate": (1, LARGEST),
     "trainer.devices": (1, LARGEST), "trainer.num_nodes": (1, LARGEST), "eval.every": (1, LARGEST),
-    "eval.sample_chars": (0, LARGEST), "eval.chars": (1, LARGEST), "trainer.patience": (0, LARGEST),
-    "optim.cycles": (1, 1000), "log.every": (1, LARGEST),
+    "eval.sample_chars": (0, LARGEST), "eval.chars": (1, LARGEST), "trainer.chunk": (0, LARGEST),
+    "trainer.patience": (0, LARGEST), "optim.cycles": (1, 1000), "log.every": (1, LARGEST),
 }  # fmt: skip
 """The smallest and the largest value of options that are whole numbers."""
 NUMBERS = {

@@ -139,7 +139,7 @@ def test_distillation_learns_from_averaged_probabilities(run_train, predictions)
     assert batch.teacher is not None
     p = batch.teacher.float()
     kl = (p * (p.clamp_min(1e-30).log() - scores)).sum(-1).mean()
-    torch.testing.assert_close(training_loss(model, batch, {}, 0.25), 0.75 * plain + 0.25 * kl)
+    torch.testing.assert_close(training_loss(model, batch, {}, config), 0.75 * plain + 0.25 * kl)
 
     torch.manual_seed(config.seed)
     model = LanguageModel(len(text.tokenizer), config.model)

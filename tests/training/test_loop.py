@@ -68,7 +68,7 @@ def test_a_state_is_carried_within_its_part_and_dropped_for_a_fresh_batch():
 
     def loss(first: int, last: int, part: int, fresh: bool) -> float:
         batch = Batch(ids[:, first:last], ids[:, first + 1 : last + 1], part, fresh)
-        return training_loss(model, batch, states).item()
+        return training_loss(model, batch, states, Config()).item()
 
     def expected(first: int, last: int, start: int) -> float:
         """Of the positions from `first`, when reading begins at `start`."""
