@@ -79,6 +79,7 @@ BENCHES ?= cell busy step "step --against af1ce59" start train "length --plot do
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 	$(BIN)/char-lm bench corpus --insert docs/scale.md
+	$(BIN)/char-lm bench context --insert docs/scale.md
 
 # docs/reliability.md: killed processes, damaged files, precisions, threads; 40 minutes.
 reliability: .venv/ready-test

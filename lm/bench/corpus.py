@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from lm.bench import measure, options, trainings
 from lm.bench.measure import Row
-from lm.config.options import Config
 from lm.corpora.sources import read_text
 from lm.files import DATA, UserError
 from lm.report.format import number
@@ -52,11 +52,16 @@ def make_text(path: Path, size: int) -> None:
             written += file.write("\n\n".join(speeches)[: size - written])
 
 
-def train(folder: Path, name: str, steps: int) -> dict[str, float]:
-    """Train on the text in a folder. Returns the seconds until the first step, the memory in MB, and characters/s."""
+def train(folder: Path, name: str, steps: int, characters: int = 1536, more: Sequence[str] = ()) -> dict[str, float]:
+    """Train on the text in a folder. Returns the seconds until the first step, the memory in MB, and characters/s.
+
+    Args:
+        characters: of a step, by default those of the default options.
+        more: options of `char-lm train`.
+    """
     words = trainings.words_for(folder, name, steps)
     words += ["--data.corpus", str(folder / "text.txt"), "--eval.chars", "1000", "--log.wandb", "disabled"]
-    words += ["--trainer.accelerator", "cpu", "--eval.sample_chars", "0"]
+    words += ["--trainer.accelerator", "cpu", "--eval.sample_chars", "0", *more]
     variables = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     command = [sys.executable, "-m", "lm", "train", *words]
     process = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -66,8 +71,7 @@ def train(folder: Path, name: str, steps: int) -> dict[str, float]:
         time.sleep(0.01)
     if process.returncode:
         raise UserError(f"char-lm train ended with code {process.returncode}")
-    summary, config = Run(folder / name).summary(), Config()
-    characters = config.data.batch_size * config.data.context
+    summary = Run(folder / name).summary()
     speed = characters / trainings.seconds_per_step(folder / name)
     return {"start": summary["startup_seconds"], "memory": peak, "speed": speed}
 

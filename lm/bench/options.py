@@ -219,8 +219,24 @@ class Corpus(Common):
     """steps in one run"""
 
 
+@dataclass
+class Context(Common):
+    """Memory and speed of `char-lm train` by the length of the context, with trainer.chunk and without."""
+
+    contexts: Annotated[list[Count], Quick([64, 256])] = field(default_factory=lambda: [4096, 65536, 1048576])
+    """characters of the only sequence of a batch"""
+    chunk: Annotated[Count, Quick(64)] = 4096
+    """trainer.chunk"""
+    whole: Count = 65536
+    """the longest context that is also computed at once"""
+    characters: Annotated[Count, Quick(1000)] = 200_000
+    """about how many to train on, in three steps at least"""
+    mixer: Literal["mingru", "minlstm", "mamba"] = "mingru"
+    """what mixes over time"""
+
+
 BENCHMARKS: dict[str, type[Common]] = {
     kind.__name__.lower(): kind
-    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus)
+    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus, Context)
 }
 """Each benchmark is the module of its name in this package."""

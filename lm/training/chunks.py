@@ -42,6 +42,7 @@ class _Chunked(torch.autograd.Function):
         for piece_x, piece_y in ctx.pieces:
             ctx.borders.append((state, _random_state(x.device)))
             logits, state = model(piece_x, state)
+            state = tuple(tuple(t.clone() for t in layer) for layer in state)  # parts of the chunk's tensors until then
             total += _sum(logits, piece_y)
         ends.append(state)
         return total / ctx.scored
