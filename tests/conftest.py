@@ -1,6 +1,7 @@
 """Shared fixtures: a small corpus, and `char-lm train` run on it in this process."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def run_train(tmp_path: Path, corpus: Path):
         return tmp_path / name
 
     return call
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of this machine on which nobody listens at the moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture

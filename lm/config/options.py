@@ -173,6 +173,8 @@ class TrainerConfig:
     """cut each batch into this many parts and add up their gradients"""
     chunk: Natural = 0
     """compute so many characters of a long context at a time, with the exact gradient of all; 0: all at once"""
+    split: Literal["batch", "time"] = "batch"
+    """what several devices share: the sequences of a batch, or stretches of each sequence"""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """where to train"""
     devices: Count = 1

@@ -167,7 +167,8 @@ def _check_model(config: Config) -> None:
 def _check_batches(config: Config) -> None:
     data, trainer = config.data, config.trainer
     devices = trainer.devices * trainer.num_nodes
-    parts = trainer.accumulate * devices
+    by_time = trainer.split == "time"
+    parts = trainer.accumulate * (1 if by_time else devices)
     if data.batch_size % parts:
         raise UserError(
             f"data.batch_size {data.batch_size} cannot be cut into {parts} equal parts "
@@ -178,10 +179,21 @@ def _check_batches(config: Config) -> None:
     if data.sampling == "streams" and devices > 1:
         raise UserError("data.sampling streams carries its state on one device: trainer.devices must be 1")
     mixers = [config.model.mixer] if isinstance(config.model.mixer, str) else config.model.mixer
-    if trainer.chunk and (other := [name for name in mixers if name not in CHUNKABLE]):
+    other = [name for name in mixers if name not in CHUNKABLE]
+    if trainer.chunk and other:
         raise UserError(f"trainer.chunk: {other[0]} cannot pass its gradient on in chunks; {', '.join(CHUNKABLE)} can")
-    if trainer.chunk and config.distill.teachers:
-        raise UserError("trainer.chunk and distill.teachers do not go together: leave one of them out")
+    if trainer.chunk and (config.distill.teachers or by_time):
+        raise UserError("trainer.chunk goes together neither with distill.teachers nor with trainer.split time")
+    if by_time and (other or data.corpus == COPYING):
+        raise UserError(
+            f"trainer.split time: {(other or [COPYING])[0]} cannot be cut; text with {', '.join(CHUNKABLE)} can"
+        )
+    convolution = config.model.options.convolution
+    if by_time and (data.context % devices or data.context // devices < (4 if convolution is None else convolution)):
+        raise UserError(
+            f"trainer.split time: data.context {data.context} cannot be cut into {devices} equal stretches that are "
+            "longer than the convolution"
+        )
     if data.batch_size * data.context > 2**28:
         raise UserError(
             f"data.batch_size {data.batch_size} x data.context {data.context}: more than 2^28 characters in a step"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from lm.mixers.base import CausalConvolution, Mixer, State
+from lm.mixers.split import first_state, is_split, last_inputs
 from lm.recurrence import selective_scan
 from lm.recurrence.portable import compute_type, widen
 
@@ -58,11 +59,15 @@ class Mamba(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         h, *past = self.init_state(x.shape[0]) if state is None else state
+        cut = state is None and is_split()
         u, gate = self.projection(x).chunk(2, dim=-1)  # (B, T, E) each
         if self.convolution is not None:
-            u, past[0] = self.convolution(u, past[0])
+            u, past[0] = self.convolution(u, last_inputs(u, self.convolution.size - 1) if cut else past[0])
         u = silu(u)
         delta, B, C = self.select(u)
+        if cut:
+            product = torch.exp(-self.A_log.exp() * softplus(widen(delta)).sum(1)[:, None])  # (B, N, E)
+            h = first_state(product, selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)[1])
         y, h = selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)
         return self.output(y * silu(gate)), (h, *past)
 

@@ -7,8 +7,10 @@ One projection computes gate logits and candidates for all steps at once; `lm.re
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from lm.mixers.base import CausalConvolution, Mixer, State
+from lm.mixers.split import first_state, is_split, last_inputs
 from lm.recurrence import mingru_scan
 from lm.recurrence.portable import compute_type, g, gate_logits, widen
 
@@ -49,11 +51,18 @@ class MinGRU(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         h0, *past = state if state is not None else (None, None)
+        cut = state is None and is_split()
         kept: tuple[Tensor, ...] = ()
         if self.convolution is not None:
-            x, last_inputs = self.convolution(x, past[0])
-            kept = (last_inputs,)
-        h, h_last = self.scan(self.projection(x), h0)
+            before = last_inputs(x, self.convolution.size - 1) if cut else past[0]
+            x, now = self.convolution(x, before)
+            kept = (now,)
+        projection = self.projection(x)
+        if cut:
+            *logits, _ = widen(projection).chunk(self.gates + 1, dim=-1)
+            product = torch.exp(-softplus(gate_logits(logits)).sum(1))  # of 1 - z
+            h0 = first_state(product, self.scan(projection)[1])
+        h, h_last = self.scan(projection, h0)
         return self.down(h), (h_last, *kept)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

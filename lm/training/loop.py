@@ -14,6 +14,7 @@ from torch import Tensor
 from lm.config.options import Config
 from lm.corpora.copying import Copying
 from lm.corpora.corpus import Corpus
+from lm.mixers.split import time_split
 from lm.model import LanguageModel, ModelState
 from lm.training.chunks import chunked_loss
 from lm.training.loss import divergence, nll
@@ -65,14 +66,19 @@ def seed_part(seed: int, step: int, part: int, rank: int = 0) -> None:
 def make_batch(
     corpus: Corpus | Copying, config: Config, step: int, part: int, rank: int = 0, world_size: int = 1
 ) -> Batch:
-    """One part of a step's batch, and of that the rows of one of `world_size` devices."""
-    rows = config.data.batch_size // (config.trainer.accumulate * world_size)
-    first = (part * world_size + rank) * rows
+    """One part of a step's batch, and of that what one of `world_size` devices has: rows, or stretches of all rows."""
+    by_time = config.trainer.split == "time"
+    cut, own = (1, 0) if by_time else (world_size, rank)  # of the rows
+    rows = config.data.batch_size // (config.trainer.accumulate * cut)
+    first = (part * cut + own) * rows
     arguments = config.data, config.seed, step, range(first, first + rows)
     (x, y), fresh = corpus.batch(*arguments)
     teacher = corpus.teacher_batch(*arguments) if isinstance(corpus, Corpus) else None
-    predicted = None if teacher is None else torch.from_numpy(teacher)
-    return Batch(torch.from_numpy(x), torch.from_numpy(y), part, fresh, predicted)
+    batch = [None if array is None else torch.from_numpy(array) for array in (x, y, teacher)]
+    if by_time:
+        batch = [None if tensor is None else tensor.chunk(world_size, dim=1)[rank] for tensor in batch]
+    assert batch[0] is not None and batch[1] is not None
+    return Batch(batch[0], batch[1], part, fresh, batch[2])
 
 
 def training_loss(model: LanguageModel, batch: Batch, states: dict[int, ModelState], config: Config) -> Tensor:
@@ -81,7 +87,8 @@ def training_loss(model: LanguageModel, batch: Batch, states: dict[int, ModelSta
     if 0 < chunk < batch.x.shape[1]:
         loss, states[batch.part] = chunked_loss(model, batch.x, batch.y, start, chunk)
         return loss
-    logits, state = model(batch.x, start)
+    with time_split(config.trainer.split == "time"):
+        logits, state = model(batch.x, start)
     states[batch.part] = tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
     loss, weight = nll(logits, batch.y), config.distill.weight
     return loss if batch.teacher is None else (1 - weight) * loss + weight * divergence(logits, batch.teacher)

@@ -18,8 +18,8 @@ optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, final_weight_dec
         momentum: 0.95, muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, cycles: 1,
         ema: 0.0, clip: 1.0}
 distill: {teachers: [], weight: 0.5}
-trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, chunk: 0, accelerator: auto,
-          devices: 1, strategy: auto, num_nodes: 1}
+trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, chunk: 0, split: batch,
+          accelerator: auto, devices: 1, strategy: auto, num_nodes: 1}
 eval: {every: 250, sample_chars: 240, prompt: "\\n", chars: 1000000, streaming: true}
 log: {every: 10, wandb: offline, project: char-lm, group: null}
 """
@@ -59,6 +59,7 @@ CHOICES = {
     "optim.name": ["muon", "adamw"],
     "optim.schedule": ["linear", "cosine", "constant"],
     "trainer.precision": ["auto", 32, "bf16-mixed", "16-mixed"],
+    "trainer.split": ["batch", "time"],
     "trainer.accelerator": ["auto", "cpu", "gpu"],
     "log.wandb": ["disabled", "offline", "online"],
 }

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -161,10 +162,10 @@ def assert_gone(pid: int) -> None:
     raise AssertionError(f"process {pid} was left behind")
 
 
-def assert_same_losses(a: Path, b: Path, tolerance: float = 2e-5) -> None:
+def assert_same_losses(a: Path, b: Path, tolerance: float = 2e-5, names: Sequence[str] = LOSSES) -> None:
     for first, second in zip(metrics(a), metrics(b), strict=True):
         assert first["step"] == second["step"]
-        for name in LOSSES:
+        for name in names:
             assert (first[name] == "") == (second[name] == "")
             assert float(first[name] or 0) == pytest.approx(float(second[name] or 0), abs=tolerance), (name, first)
 
@@ -175,6 +176,14 @@ def test_two_processes_have_the_losses_of_one(run_train, tmp_path, corpus):
     assert "device   2 x cpu" in screen and screen.count("finished after 12 steps") == 1
     assert_same_losses(tmp_path / "two", run_train("one", *options))
     assert {path.name for path in tmp_path.iterdir()} == {"corpus.txt", "one", "two"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["mingru", "mamba"])
+def test_two_processes_with_a_stretch_each_have_the_losses_of_one(run_train, tmp_path, corpus, mixer):
+    options = ("--trainer.max_steps", "12", "--eval.every", "6", "--log.every", "2", "--model.mixer", mixer)
+    finish(start("two", tmp_path, corpus, *options, *TWO, "--trainer.split", "time"))
+    assert_same_losses(tmp_path / "two", run_train("one", *options), 1e-5, LOSSES[:-1])
 
 
 @pytest.mark.slow
