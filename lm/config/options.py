@@ -154,7 +154,7 @@ class DistillConfig:
     teachers: list[str] = field(default_factory=list)
     """runs or exports from whose averaged probabilities to learn"""
     weight: Share = 0.5
-    """share of the divergence from the teachers in the training loss"""
+    """share of the divergence from the teachers in the loss"""
 
 
 @dataclass
@@ -172,9 +172,9 @@ class TrainerConfig:
     accumulate: Count = 1
     """cut each batch into this many parts and add up their gradients"""
     chunk: Natural = 0
-    """compute so many characters of a long context at a time, with the exact gradient of all; 0: all at once"""
+    """characters of a long context to compute at a time, exactly; 0: all of it"""
     split: Literal["batch", "time"] = "batch"
-    """what several devices share: the sequences of a batch, or stretches of each sequence"""
+    """what devices share: a batch, or (time) each sequence"""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """where to train"""
     devices: Count = 1
@@ -196,7 +196,7 @@ class EvalConfig:
     prompt: FreeText = "\n"
     """text that the sample continues"""
     chars: Count = 1_000_000
-    """characters to score: of a longer split, 16 evenly spread stretches"""
+    """characters to score, evenly spread over a longer split"""
     streaming: bool = True
     """also score the split as one sequence at each validation"""
 

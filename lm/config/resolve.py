@@ -26,7 +26,7 @@ class Start:
     config: Annotated[list[str], REPEATED] = field(default_factory=list)
     """YAML file with options; see configs/"""
     resume: str | None = None
-    """go on with this run (a name or a path), with its options; auto: with that of --name if it exists"""
+    """go on with this run (name or path); auto: with that of --name, if it is there"""
     allow_changes: bool = False
     """resume with changed options all the same; the run folder notes them"""
 

@@ -6,6 +6,7 @@ import gzip
 import logging
 import lzma
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -184,13 +185,28 @@ def _read_table(path: Path, config: DataConfig) -> Iterator[str]:
 
 def _read_hub(config: DataConfig) -> Iterator[str]:
     """All splits of a data set on the Hub in their order, or the one asked for; without a network, from the cache."""
-    name, options = config.corpus, {"revision": config.revision}
+    name = config.corpus
+    options: dict[str, Any] = {"revision": config.revision}
     if name.startswith("hf://"):
         name, options = TABLES.get(Path(name).suffix, "text"), {"data_files": name}
     problem = f"data.corpus {config.corpus}: no such file here, and the Hub gave none"
-    data = _load_dataset(name, problem, online=_hub_answers(), split=config.split, **options)
+    online = _hub_answers()
+    if online and _is_large(name, options):
+        options["streaming"] = True
+    data = _load_dataset(name, problem, online=online, split=config.split, **options)
     for split in data.values() if isinstance(data, dict) else [data]:
         yield from _column(split, config, config.corpus)
+
+
+def _is_large(name: str, options: dict[str, Any]) -> bool:
+    """Whether a data set does not fit the disk twice, as `datasets` keeps what it downloads and a table of it."""
+    import datasets
+
+    with suppress(Exception):  # not every data set says its size
+        about = datasets.load_dataset_builder(name, **options).info
+        size = (about.download_size or 0) + (about.dataset_size or 0)
+        return size > shutil.disk_usage(Path.home()).free
+    return False
 
 
 def _hub_answers() -> bool:

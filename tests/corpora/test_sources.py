@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from lm.config.options import DataConfig
+from lm.corpora import sources
 from lm.corpora.sources import find_files, read_pieces, read_text, read_texts
 from lm.files import UserError
 from tests.commands import ROOT
@@ -103,6 +105,7 @@ def test_other_names_are_looked_for_on_the_hub(name):
 LOAD_ALL = """
 import sys
 from lm.config.options import DataConfig
+from lm.corpora import sources
 from lm.corpora.corpus import load_corpus
 from lm.files import UserError
 for name in sys.argv[1:]:
@@ -208,5 +211,26 @@ def test_options_of_a_hub_corpus(options, asked, text, monkeypatch):
         return tables[split] if split else datasets.DatasetDict(tables)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "_is_large", lambda name, options: False)
     config = DataConfig(**({"corpus": "a/b"} | options))
     assert "".join(read_texts(config, [])) == text and calls == [asked]
+
+
+@pytest.mark.parametrize(("download", "table", "streams"), [(None, None, False), (10, 80, False), (60, 60, True)])
+def test_a_data_set_that_does_not_fit_the_disk_twice_is_streamed(download, table, streams, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, split=None, streaming=False, **more):
+        asked.append(streaming)
+        rows = datasets.Dataset.from_dict({"text": ["one, ", "two."]})
+        return datasets.IterableDatasetDict({"train": rows.to_iterable_dataset()}) if streaming else rows
+
+    about = SimpleNamespace(info=SimpleNamespace(download_size=download, dataset_size=table))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, revision: about)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    assert "".join(read_texts(DataConfig(corpus="a/b"), [])) == "one, \ntwo." and asked == [streams]

@@ -380,9 +380,9 @@ def test_a_disk_that_fills_up_leaves_a_state_that_continues(run, capsys, tmp_pat
 
 
 def test_stdin_that_is_no_text_gets_one_line(run, capsys, monkeypatch):
-    for option, message in (("--prompt", "byte 0xff at position 3"), ("--score", "invalid start byte")):
+    for option in ("--prompt", "--score"):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"abc\xff")))
-        assert f"error: stdin: not UTF-8 text ({message}" in refused(capsys, run, option, "-")
+        assert "error: stdin: not UTF-8 text (byte 0xff at position 3" in refused(capsys, run, option, "-")
 
 
 @pytest.mark.parametrize("content", [b"abc\xff", b"abc\xc3"])
