@@ -122,7 +122,9 @@ def card(about: dict[str, Any]) -> str:
         lines += ["- the losses are those of the float32 weights that these were rounded from"]
     if environment:
         words, versions = environment.get("command"), environment.get("packages")
-        command = shlex.join(["python", *map(str, words if isinstance(words, list) else [])])
+        program, *rest = [str(word) for word in words] if isinstance(words, list) and words else [""]
+        start = ["char-lm"] if Path(program).name in ("__main__.py", "char-lm") else ["python", program]
+        command = shlex.join([*start, *rest])
         versions = versions if isinstance(versions, dict) else {}
         packages = ", ".join(f"{name} {version}" for name, version in versions.items())
         lines += [f"- trained by `{command}` on {environment.get('cores')} cores ({environment.get('processor')})"]
