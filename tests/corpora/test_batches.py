@@ -154,3 +154,28 @@ def test_stretches_are_spread_evenly_over_a_long_text():
     assert starts == [0, 25, 50, 75] and found[starts].tolist() == [0, 325, 650, 975]
     assert np.array_equal(spread(ids, 999), ids) and len(spread(ids, 998, 16)) == 999
     assert spread(ids, 1, 16).tolist() == [0, 999]
+
+
+def test_the_permutation_is_a_feistel_network_with_splitmix64():
+    """Worked out with Python's whole numbers; the constants are those of Steele, Lea and Flood (2014)."""
+    keys = np.arange(8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+    def mix(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    def place(number: int, count: int) -> int:
+        bits = max(2, (count - 1).bit_length())
+        high, low = bits - bits // 2, bits // 2
+        while True:
+            halves = [number >> low, number % 2**low]
+            for i, key in enumerate(keys.tolist()):
+                halves[i % 2] ^= mix((halves[1 - i % 2] + key) % 2**64) % 2 ** (low if i % 2 else high)
+            number = halves[0] << low | halves[1]
+            if number < count:
+                return number
+
+    for count in (1, 2, 3, 5, 100, 1000, 40_000):
+        places = np.arange(min(count, 200))
+        assert permute(places, count, keys).tolist() == [place(int(i), count) for i in places]

@@ -161,3 +161,15 @@ def test_log_probabilities():
 
 def test_defaults_keep_all():
     assert SamplingOptions() == SamplingOptions(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+
+
+def test_rows_of_very_different_size_are_chosen_by_themselves():
+    """Relative to the largest of all, every number of the second row would be zero."""
+    logits = np.array([[5000.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    assert choose(logits, np.array([0.9, 0.9]), SamplingOptions()).tolist() == [0, 2]
+
+
+def test_equal_logits_at_the_edge_of_top_p_are_taken_in_order_of_their_ids():
+    """In arrays that are long enough for numpy to sort in another way."""
+    kept = np.isfinite(top_p(np.zeros((1, 1000)), 0.25))[0]
+    assert np.flatnonzero(kept).tolist() == list(range(250))

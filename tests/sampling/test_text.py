@@ -43,6 +43,10 @@ def joined(pieces):
 # ---- stop strings
 
 
+def test_the_first_of_a_stop_that_comes_twice_ends_the_text():
+    assert find_stop("ab. cd. e", [". ", "x"]) == (2, 4)
+
+
 def test_stops_by_hand():
     assert find_stop("xyz", ["ab"]) == (3, 0)
     assert find_stop("xya", ["ab", "yb"]) == (2, 0)  # a may begin ab

@@ -139,3 +139,11 @@ def test_orthogonalise_keeps_the_singular_vectors():
 def test_orthogonalise_survives_zero_and_huge():
     assert orthogonalise(torch.zeros(4, 4)).abs().max() == 0
     assert orthogonalise(torch.full((4, 4), 1e18)).isfinite().all()
+
+
+def test_each_matrix_of_a_batch_is_divided_by_its_own_norm():
+    torch.manual_seed(0)
+    batch = torch.randn(3, 8, 5) * torch.tensor([1.0, 100.0, 0.01])[:, None, None]
+    together = newton_schulz(batch, 5)
+    for matrix, result in zip(batch, together, strict=True):
+        torch.testing.assert_close(newton_schulz(matrix[None], 5)[0], result, rtol=1e-4, atol=1e-5)
