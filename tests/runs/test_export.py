@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -68,13 +69,27 @@ def test_the_card_says_where_it_comes_from(run, exported):
     summary = json.loads((run / "summary.json").read_text())
     text = (exported / "README.md").read_text(encoding="utf-8")
     assert f"windowed loss {summary['best']['val/loss']:.4f} nats" in text
-    assert f"{summary['parameters']:,} parameters" in text and "trained by `python " in text
+    assert f"{summary['parameters']:,} parameters" in text and re.search("trained by `(char-lm|python) ", text)
     with safe_open(exported / "model.safetensors", "pt") as file:
         metadata = file.metadata()
     about = json.loads(metadata["about"])
     assert metadata["format"] == FORMAT and about["run"] == "a"
     assert about["step"] == read_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"]
     assert os.sep not in about["environment"]["command"][0]  # not where this machine has the program
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["__main__.py", "train", "--seed", "2"], "char-lm train --seed 2"),
+        (["/usr/bin/char-lm", "train"], "char-lm train"),
+        (["train.py", "--name", "a b"], "python train.py --name 'a b'"),
+        ([], "python ''"),
+        ("damaged", "python ''"),
+    ],
+)
+def test_the_card_says_the_command_as_it_is_typed(words, command):
+    assert f"- trained by `{command}` on 2 cores" in card({"environment": {"command": words, "cores": 2}})
 
 
 def test_bfloat16_is_half_the_size(run, exported, tmp_path):
