@@ -88,9 +88,9 @@ performance: .venv/ready-test
 	$(BIN)/char-lm bench corpus --insert docs/scale.md
 	$(BIN)/char-lm bench context --insert docs/scale.md
 
-# docs/reliability.md: killed processes, damaged files, precisions, threads; 40 minutes.
+# docs/reliability.md: killed processes, damaged files, precisions, threads, two nodes; an hour.
 reliability: .venv/ready-test
-	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads; do \
+	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads "elastic --kills 10"; do \
 	  $(BIN)/char-lm document docs/reliability.md python -m tests.harness.$$words || exit; done
 
 # Mistakes put into the code, which the tests must notice: some hours. ARGS="training --share 0.2" does some.

@@ -9,7 +9,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from lm import __version__
 from lm.config.options import COPYING
+from lm.files import UserError
 from lm.runs.environment import peak_memory
 from lm.runs.folder import Run
 from lm.runs.metrics import AXES
@@ -70,12 +72,24 @@ class Recorder(Callback):
         vars(self).update({name: value for name, value in state.items() if name in RESTORED})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._require_same_everywhere(trainer.world_size)
         self.began = True
         self.loss_sum = self.loss_sum.to(self.task.device)
         if self.loss_sum.dim():
             same = len(self.loss_sum) == trainer.world_size
             self.loss_sum = self.loss_sum[trainer.global_rank].clone() if same else self.loss_sum.mean()
         self.task.clock.start()
+
+    def _require_same_everywhere(self, world_size: int) -> None:
+        """Raises UserError, in all processes, if one has another version of the program or another text."""
+        found: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(found, (__version__, self.corpus.digest))
+        for what, values in zip(
+            ("version of this program", "text as data.corpus"), zip(*found, strict=True), strict=True
+        ):
+            if others := [rank for rank, value in enumerate(values) if value != values[0]]:
+                raise UserError(f"process {others[0]} has another {what} than process 0")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.task.clock.lap()

@@ -8,14 +8,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from lm import __version__
 from lm.config.options import Config
 from lm.files import UserError
 from lm.runs.folder import Run
 from lm.training.main import existing_run
 from lm.training.processes import RANKS, add_launch, is_first_process, launch
+from lm.training.recorder import Recorder
 from tests.commands import ROOT, train
 from tests.conftest import SMALL
 from tests.harness.crash import differences, metrics
@@ -306,3 +310,19 @@ def test_an_error_of_the_other_process_ends_the_run(tmp_path, corpus):
     os.kill(int(found[0]), signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("other", "what"), [(("0", "text"), "version of this program"), ((__version__, "other"), "text as data.corpus")]
+)
+def test_processes_must_have_the_same_program_and_text(monkeypatch, other, what):
+    def gather(found, mine):
+        found[:] = [mine, mine, other]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    recorder = Recorder.__new__(Recorder)
+    recorder.corpus = SimpleNamespace(digest="text")
+    with pytest.raises(UserError, match=f"process 2 has another {what} than process 0"):
+        recorder._require_same_everywhere(3)
+    other = (__version__, "text")
+    recorder._require_same_everywhere(3)
