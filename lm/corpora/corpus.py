@@ -1,5 +1,6 @@
 """A corpus: one flat array of character ids, split 90/10 by position."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -50,9 +51,13 @@ class Corpus:
         """The teachers' probabilities (B, T, V) of the targets of `batch`; None without teachers."""
         if self.teacher is None:
             return None
-        numbered = replace(self, ids=np.arange(len(self.ids)))
-        (positions, _), _ = numbered.batch(config, seed, step, rows)
+        (positions, _), _ = self._numbered.batch(config, seed, step, rows)
         return self.teacher[positions]
+
+    @functools.cached_property
+    def _numbered(self) -> "Corpus":
+        """The same with positions for ids, so that a batch of it says where the text's batch is from."""
+        return replace(self, ids=np.arange(len(self.ids)))
 
     def validation_pieces(self, context: int, characters: int) -> list[Sequence[Piece]]:
         """The validation split twice: in windows, each to be read from the initial state, and as one sequence.

@@ -62,12 +62,13 @@ def read_texts(config: DataConfig, files: list[Path]) -> Iterator[str]:
     Raises:
         UserError: one of them cannot be read, or has no such column.
     """
-    gathered: list[str] = []
+    gathered, length = list[str](), 0
     for piece in _join(_texts(config, files)):  # a row of a table is often a short piece
         gathered.append(piece)
-        if sum(map(len, gathered)) >= PIECE or len(gathered) == 1000:
+        length += len(piece)
+        if length >= PIECE:
             yield "".join(gathered)
-            gathered = []
+            gathered, length = [], 0
     yield "".join(gathered)
 
 
