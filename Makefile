@@ -39,7 +39,7 @@ recipe: .venv/ready
 	$(BIN)/char-lm compare runs/equal_characters runs/recipe --insert docs/recipe.md
 
 # docs/reproduction.md: the paper's experiments, scaled for two cores; finished runs are skipped.
-LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml)
+LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml transformer_learned.yaml)
 COPYING := configs/paper_cpu/copying_
 CONTEXTS := 64 256 1024 4096 16384
 paper: .venv/ready

@@ -25,6 +25,8 @@ BEST_STEPS = {"mingru": 575, "minlstm": 625, "mamba": 400, "transformer": 2000}
 """The paper's steps at which those were reached."""
 ACCURACIES = {"mingru": 99.5, "minlstm": 96.0, "mamba": 99.8, "s4d": 18.3}
 """The paper's selective copying, 3 layers, per cent; its S4 beside our S4D."""
+LEARNED = "transformer_learned"
+"""A second Transformer with learned positions, whose rows appear when it has been trained."""
 SPEED_UPS = {("mingru", 512): 175, ("minlstm", 512): 235, ("mingru", 4096): 1324, ("minlstm", 4096): 1361}
 """The paper's, on a T4, over the step-by-step cell of the same family."""
 REFERENCE = {"mingru": "gru", "minlstm": "lstm"}
@@ -116,38 +118,51 @@ def language(runs: Systems, where: str = "Shakespeare") -> Iterator[Row]:
     """Losses of language modelling, and the steps and seconds to the Transformer's best; `where` begins each claim."""
     transformer = runs.best("transformer").mean
     for name, paper in LOSSES.items():
-        stat, count, ours, verdict = runs.best(name), len(runs.runs.get(name, [])), MISSING, "-"
-        if math.isfinite(stat.mean):
-            deviation = f" +- {stat.spread:.3f}" if math.isfinite(stat.spread) else ""
-            step = runs.best(name, "best_step").mean
-            ours = f"{stat.mean:.3f}{deviation}" + (f" at step {step:,.0f}" if math.isfinite(step) else "")
-            ours += f" ({count} seed{'s' if count > 1 else ''})"
-            ahead = transformer - stat.mean
-            if name == "transformer":
-                verdict = "the yardstick"
-            elif math.isfinite(ahead):
-                verdict = f"{abs(ahead):.3f} {'better' if ahead > 0 else 'worse'} than the Transformer"
-                verdict += f" (paper: {paper - LOSSES['transformer']:+.3f})"
+        verdict, ahead = "-", transformer - runs.best(name).mean
+        if name == "transformer" and math.isfinite(transformer):
+            verdict = "the yardstick"
+        elif math.isfinite(ahead):
+            verdict = f"{beside(ahead)} than the Transformer (paper: {paper - LOSSES['transformer']:+.3f})"
         known = f"{paper} at step {BEST_STEPS[name]:,}"
-        yield Row(f"{where}, {name}: best loss", known, ours, verdict, runs.source(name))
+        yield Row(f"{where}, {name}: best loss", known, best_loss(runs, name), verdict, runs.source(name))
     yield from to_target(runs, where)
+    if LEARNED in runs.runs:
+        verdict = f"{beside(transformer - runs.best(LEARNED).mean)} than with rotary positions"
+        yield Row(f"{where}, {LEARNED}: best loss", "-", best_loss(runs, LEARNED), verdict, runs.source(LEARNED))
+        yield from to_target(runs, where, LEARNED)
 
 
-def to_target(runs: Systems, where: str) -> Iterator[Row]:
-    """What each needs to reach the Transformer's best loss: the worst of its seeds', so that all of them reach it."""
-    target = table.default_target(runs.runs.get("transformer", []), "val/loss")
+def best_loss(runs: Systems, name: str) -> str:
+    """The best losses of a system's seeds and their steps, in words."""
+    stat, count = runs.best(name), len(runs.runs.get(name, []))
+    if not math.isfinite(stat.mean):
+        return MISSING
+    deviation = f" +- {stat.spread:.3f}" if math.isfinite(stat.spread) else ""
+    step = runs.best(name, "best_step").mean
+    at_step = f" at step {step:,.0f}" if math.isfinite(step) else ""
+    return f"{stat.mean:.3f}{deviation}{at_step} ({count} seed{'s' if count > 1 else ''})"
+
+
+def beside(ahead: float) -> str:
+    """How much better or worse a loss is."""
+    return f"{abs(ahead):.3f} {'better' if ahead > 0 else 'worse'}"
+
+
+def to_target(runs: Systems, where: str, yardstick: str = "transformer") -> Iterator[Row]:
+    """What each needs to reach a Transformer's best loss: the worst of its seeds', so that all of them reach it."""
+    target = table.default_target(runs.runs.get(yardstick, []), "val/loss")
     if target is None:
         claim = f"{where}: steps to the Transformer's best loss"
-        yield Row(claim, "2.5 x fewer", MISSING, "-", runs.source("transformer"))
+        yield Row(claim, "2.5 x fewer", MISSING, "-", runs.source(yardstick))
         return
-    groups = [table.Group(name, runs.runs[name]) for name in LOSSES if name in runs.runs]
+    groups = [table.Group(name, runs.runs[name]) for name in (*LOSSES, LEARNED) if name in runs.runs]
     found = {arrival.group.label: arrival for arrival in table.arrivals(groups, "val/loss", target)}
     for name in LOSSES:
-        if name != "transformer" and name in found:
+        if name not in ("transformer", yardstick) and name in found:
             fewer = BEST_STEPS["transformer"] / BEST_STEPS[name]
             paper = f"{'2.5 x fewer; ' if name == 'mingru' else ''}to the own best {fewer:.1f} x fewer"
-            claim = f"{where}, {name}: steps to the Transformer's best loss, {target:.4f}"
-            yield Row(claim, paper, *steps_and_seconds(found[name], found["transformer"]), runs.source(name))
+            claim = f"{where}, {name}: steps to the best loss of {yardstick}, {target:.4f}"
+            yield Row(claim, paper, *steps_and_seconds(found[name], found[yardstick]), runs.source(name))
 
 
 def steps_and_seconds(ours: table.Arrival, transformer: table.Arrival) -> tuple[str, str]:

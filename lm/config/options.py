@@ -83,6 +83,8 @@ class MixerOptions:
     """attention: number of heads (default: width / 32)"""
     window: Count | None = None
     """attention: how many characters it sees, which is also the length of its cache (default: data.context)"""
+    positions: Literal["rotary", "learned"] | None = None
+    """attention: learned is without norms of queries and keys"""
 
 
 @dataclass

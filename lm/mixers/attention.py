@@ -1,7 +1,8 @@
-"""Causal self-attention with rotary positions: the mixer of the Transformer baseline.
+"""Causal self-attention: the mixer of the Transformer baseline.
 
-Each position attends to itself and the `window - 1` positions before it. Keys are stored after their rotation by the
-absolute position: the product of two rotations depends on their distance alone (RoFormer, arXiv 2104.09864).
+Each position attends to itself and the `window - 1` positions before it. With rotary positions keys are stored after
+their rotation by the absolute position: the product of two rotations depends on their distance alone (RoFormer, arXiv
+2104.09864). Learned positions are the older way, kept to measure what the newer one is worth.
 """
 
 import torch
@@ -38,12 +39,15 @@ class Attention(Mixer):
         width: channels of input and output, D.
         heads: number of heads H, each of N = D / H channels, N even; 0 means about width / 32.
         window: how many positions a query attends to, its own included. Training sets it to the context by default.
+        positions: "rotary", with queries and keys normalised; or "learned", without: a vector for each position,
+            modulo the window, is added to the layer's input, as large at first as that input (GPT-2 adds its only to
+            the first layer's). Learned positions have no meaning beyond the window that they were trained in.
 
     The state is the last `window` keys and values, (B, window, H, N) each, and the position (B,) of the next
     character. Slots before the first position are masked.
     """
 
-    def __init__(self, width: int, heads: int = 0, window: int = 256) -> None:
+    def __init__(self, width: int, heads: int = 0, window: int = 256, positions: str = "rotary") -> None:
         super().__init__()
         fitting = (n for n in range(max(1, width // 32), 0, -1) if width % (2 * n) == 0)
         self.heads = heads or next(fitting, 1)
@@ -52,8 +56,10 @@ class Attention(Mixer):
         self.window = window
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.query_scale = nn.Parameter(torch.ones(width // self.heads))
-        self.key_scale = nn.Parameter(torch.ones(width // self.heads))
+        self.learned = nn.Parameter(torch.randn(window, width)) if positions == "learned" else None
+        if self.learned is None:
+            self.query_scale = nn.Parameter(torch.ones(width // self.heads))
+            self.key_scale = nn.Parameter(torch.ones(width // self.heads))
 
     def init_state(self, batch: int) -> State:
         weight = self.output.weight
@@ -77,13 +83,17 @@ class Attention(Mixer):
     def _attend(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Attention of at most `window` positions to themselves and the cached ones."""
         B, T, D = x.shape
-        q, k, v = self.query_key_value(x).view(B, T, 3 * self.heads, -1).chunk(3, dim=2)  # (B, T, H, N)
         first = torch.zeros(1, dtype=torch.int64, device="cpu") if state is None else state[2]
-        angles = rotation(first[:, None] + torch.arange(T, device=first.device), q)
-        q, k = (
-            rotate(rms_norm(x, scale), angles)  # normalised: logits stay bounded
-            for x, scale in ((q, self.query_scale), (k, self.key_scale))
-        )
+        position = first[:, None] + torch.arange(T, device=first.device)
+        if self.learned is not None:
+            x = x + self.learned[(position % self.window).to(x.device)].to(x.dtype)
+        q, k, v = self.query_key_value(x).view(B, T, 3 * self.heads, -1).chunk(3, dim=2)  # (B, T, H, N)
+        if self.learned is None:
+            angles = rotation(position, q)
+            q, k = (
+                rotate(rms_norm(x, scale), angles)  # normalised: logits stay bounded
+                for x, scale in ((q, self.query_scale), (k, self.key_scale))
+            )
         mask = None
         if state is not None:
             k, v = torch.cat([state[0].to(k.dtype), k], dim=1), torch.cat([state[1].to(v.dtype), v], dim=1)

@@ -38,6 +38,18 @@ def test_steps_to_the_transformers_best(table, tmp_path):
     assert rows["Shakespeare, scaled, mingru: best loss"][2].startswith("0.100 better than the Transformer")
 
 
+def test_a_second_transformer_is_a_second_yardstick(table, tmp_path):
+    learned = {"mingru": [2.0, 1.6], "transformer": [1.9, 1.5], "transformer_learned": [2.2, 2.0, 1.6]}
+    for system, losses in learned.items():
+        run_of(tmp_path / "language", f"{system}-seed1", dict(enumerate(losses, start=1)))
+    rows = table()
+    own = rows["Shakespeare, scaled, transformer_learned: best loss"]
+    assert own[1] == "1.600 at step 3 (1 seed)" and own[2] == "0.100 worse than with rotary positions"
+    steps = rows["Shakespeare, scaled, mingru: steps to the best loss of transformer_learned, 1.6000"]
+    assert steps[1].startswith("2 against 3 steps: 1.5 x fewer")
+    assert rows["Shakespeare, scaled, mingru: steps to the best loss of transformer, 1.5000"][2] == "disagrees"
+
+
 def test_full_size_runs_have_rows_of_their_own(table, tmp_path):
     run_of(tmp_path / "full", "mamba-seed1", {50: 1.75, 100: 1.5, 150: 1.6})
     rows = table(f"--full={tmp_path / 'full'}")

@@ -12,8 +12,8 @@ name: null, seed: 1, runs: runs, init: null
 data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: shuffled, column: text, split: null,
        revision: null, tuning: false, copying: {tokens: 16, vocabulary: 16}}
 model: {mixer: mingru, options: {expansion: null, convolution: null, gate_bias: null, d_state: null, heads: null,
-        window: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0, dropout: 0.0,
-        compile: false}
+        window: null, positions: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0,
+        dropout: 0.0, compile: false}
 optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, final_weight_decay: null, beta1: 0.9, beta2: 0.99,
         momentum: 0.95, muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, cycles: 1,
         ema: 0.0, clip: 1.0}
@@ -53,6 +53,7 @@ CHOICES = {
     "data.sampling": ["shuffled", "windows", "streams"],
     "model.mixer": ["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"],
     "model.mlp": ["relu2", "gelu", "swiglu", "none"],
+    "model.options.positions": ["rotary", "learned"],
     "model.compile": [False, True],
     "data.tuning": [False, True],
     "eval.streaming": [False, True],

@@ -14,8 +14,12 @@ from tests.mixers.helpers import BATCH, WIDTH, assert_equal, make, normal
 
 
 def heads_of(mixer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (B, T, H, N) of positions 0, 1, ...: normalised, scaled and rotated."""
+    """Queries, keys and values (B, T, H, N) of positions 0, 1, ...: normalised, scaled and rotated, or learned."""
+    if mixer.learned is not None:
+        x = x + torch.stack([mixer.learned[t % mixer.window] for t in range(x.shape[1])])
     q, k, v = (part.unflatten(-1, (mixer.heads, -1)) for part in linear(x, mixer.query_key_value.weight).chunk(3, -1))
+    if mixer.learned is not None:
+        return q, k, v
     rotated = []
     for part, scale in ((q, mixer.query_scale), (k, mixer.key_scale)):
         part = part / torch.sqrt(part.square().mean(-1, keepdim=True) + torch.finfo(part.dtype).eps) * scale
@@ -40,7 +44,11 @@ def quadratic(mixer, x: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
-@pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 1, "window": 7}, {"heads": 2, "window": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"heads": 3}, {"heads": 1, "window": 7}, {"heads": 2, "window": 1}, {"window": 7, "positions": "learned"}],
+    ids=str,
+)
 def test_equals_the_quadratic_form(options):
     """In one piece, in two, and step by step."""
     mixer, x = make("attention", **options), normal(BATCH, 20, WIDTH)

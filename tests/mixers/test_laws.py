@@ -17,6 +17,7 @@ CASES = {
     "minlstm plain": ("minlstm", {"convolution": 0, "expansion": 1.5, "gate_bias": 1.0}),
     "attention": ("attention", {}),
     "attention window": ("attention", {"window": 50, "heads": 4}),
+    "attention learned": ("attention", {"window": 50, "positions": "learned"}),
     "mamba": ("mamba", {}),
     "mamba plain": ("mamba", {"convolution": 0, "expansion": 1.0, "d_state": 3}),
     "s4d": ("s4d", {}),
