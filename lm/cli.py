@@ -23,7 +23,7 @@ COMMANDS = {
     "sweep": ("lm.analysis.sweep", "train several systems and seeds, then compare them"),
     "evaluate": ("lm.analysis.evaluate", "losses of trained models, by context length too"),
     "data": ("lm.corpora.listing", "the encoded texts that are kept for the next run"),
-    "export": ("lm.runs.export", "a trained model as a folder of data to pass on"),
+    "export": ("lm.analysis.export", "a trained model in files to pass on"),
     "bench": ("lm.bench.main", "speed and memory beside other implementations"),
     "reproduction": ("lm.analysis.reproduction", "the paper's claims beside our measurements"),
     "document": ("lm.report.document", "run a command and put what it prints into a document"),

@@ -1,4 +1,4 @@
-"""`char-lm export`: a trained model as a folder of files to share.
+"""A trained model as a folder of files to share: what `char-lm export` writes by default.
 
 FOLDER/
   model.safetensors  the weights; its metadata has the version of the format, the checksum and the provenance
@@ -14,44 +14,18 @@ import math
 import os
 import shlex
 import shutil
-import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from lm.config.fields import POSITIONAL
 from lm.config.strict_yaml import LARGEST
 from lm.files import UserError, read_text
 from lm.runs.folder import Run
 from lm.runs.load import FORMAT, VERSION, Trained, digest_of, locate, make_model, read_trained
 
-USAGE = "RUN FOLDER [--which best|last] [--weights float32|bfloat16]"
 
-
-@dataclass
-class Options:
-    """Write a model's weights, configuration and tokenizer into a new folder, as data."""
-
-    run: Annotated[str, POSITIONAL]
-    """a run's name or folder, a checkpoint file, or an exported folder"""
-    folder: Annotated[str, POSITIONAL]
-    """the folder to make"""
-    which: Literal["best", "last"] = "best"
-    """which checkpoint of a run"""
-    weights: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is half the size, and inexact"""
-
-
-def run(options: Options) -> int:
-    """Export, and print how to use the folder. Returns the exit code."""
-    export(options.run, Path(options.folder), options.which, options.weights)
-    print(f"wrote {options.folder}; use it with: char-lm generate {options.folder}", file=sys.stderr)
-    return 0
-
-
-def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weights: str = "float32") -> None:
-    """Write the folder: all of it or, after an error, nothing.
+def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weights: str = "float32") -> str:
+    """Write the folder: all of it or, after an error, nothing. Returns how to use it, in a line.
 
     Raises:
         UserError: there is no such model, the folder exists, or it cannot be written.
@@ -61,10 +35,7 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
 
     if folder.exists():
         raise UserError(f"{folder} exists; give another folder, or remove it first")
-    path = locate(os.fspath(run))
-    if which == "last" and path.name == "best.ckpt" and not Path(run).is_file():
-        path = path.with_name("last.ckpt")
-    saved = read_trained(path)
+    saved = read_chosen(run, which)
     make_model(saved)  # refuses weights that do not fit the configuration
     converted = {name: weight.to(getattr(torch, weights)).contiguous() for name, weight in saved.weights.items()}
     about = provenance(saved) | {"weights": weights, "sha256": digest_of(converted)}
@@ -79,6 +50,15 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
         _write_folder(folder, files)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
+    return f"use it with: char-lm generate {folder}"
+
+
+def read_chosen(run: str | os.PathLike[str], which: str) -> Trained:
+    """Read a run's best or last checkpoint, a checkpoint file, or an export. Raises UserError if there is none."""
+    path = locate(os.fspath(run))
+    if which == "last" and path.name == "best.ckpt" and not Path(run).is_file():
+        path = path.with_name("last.ckpt")
+    return read_trained(path)
 
 
 def provenance(saved: Trained) -> dict[str, Any]:

@@ -45,18 +45,6 @@ def test_a_round_trip_is_exact(run_train, tmp_path, mixer):
         assert same(load(folder), load(run)) and same(load(folder / "model.safetensors"), load(run))
 
 
-def test_best_and_last(run, tmp_path):
-    for which in ("best", "last"):
-        assert commands.export([str(run), str(tmp_path / which), "--which", which]) == 0
-        assert same(load(tmp_path / which), load(run / "checkpoints" / f"{which}.ckpt"))
-        assert sorted(p.name for p in (tmp_path / which).iterdir()) == [
-            "README.md",
-            "config.yaml",
-            "model.safetensors",
-            "tokenizer.json",
-        ]
-
-
 def test_the_commands_take_a_folder(run, exported, capsys):
     for command, words in ((commands.evaluate, []), (commands.generate, ["--chars", "30"])):
         assert command([str(run), *words]) == 0
