@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lm.config.fields import POSITIONAL
+from lm.files import UserError
 
-USAGE = "RUN OUTPUT [--format folder] [--which best|last] [--weights float32|bfloat16]"
-FORMATS = {"folder": "lm.runs.export"}
+USAGE = "RUN OUTPUT [--format folder|onnx] [--which best|last] [--weights float32|bfloat16]"
+FORMATS = {"folder": "lm.runs.export", "onnx": "lm.runs.onnx"}
 """The module of each format. Its `export(run, output, which, weights)` writes all of it or, after an error, nothing; it
 returns how to use what it wrote, in a line."""
 
@@ -22,8 +23,8 @@ class Options:
     """a run's name or folder, a checkpoint file, or an exported folder"""
     output: Annotated[str, POSITIONAL]
     """the folder or file to make"""
-    format: Literal["folder"] = "folder"
-    """folder: safetensors, YAML and JSON, for this program"""
+    format: Literal["folder", "onnx"] = "folder"
+    """folder: safetensors, YAML and JSON, for this program; onnx: graphs of a step and a sequence, for onnxruntime"""
     which: Literal["best", "last"] = "best"
     """which checkpoint of a run"""
     weights: Literal["float32", "bfloat16"] = "float32"
@@ -32,7 +33,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Export, and print how to use what was written. Returns the exit code."""
-    module = importlib.import_module(FORMATS[options.format])
+    try:
+        module = importlib.import_module(FORMATS[options.format])
+    except ModuleNotFoundError as error:
+        raise UserError(f"--format {options.format} needs the package {error.name}: pip install {error.name}") from None
     usage = module.export(options.run, Path(options.output), options.which, options.weights)
     print(f"wrote {options.output}; {usage}", file=sys.stderr)
     return 0

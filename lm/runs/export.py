@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.config.strict_yaml import LARGEST
-from lm.files import UserError, read_text
+from lm.files import UserError, read_text, writing
 from lm.runs.folder import Run
 from lm.runs.load import FORMAT, VERSION, Trained, digest_of, locate, make_model, read_trained
 
@@ -33,8 +33,7 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
     import torch
     from safetensors.torch import save
 
-    if folder.exists():
-        raise UserError(f"{folder} exists; give another folder, or remove it first")
+    check_new(folder)
     saved = read_chosen(run, which)
     make_model(saved)  # refuses weights that do not fit the configuration
     converted = {name: weight.to(getattr(torch, weights)).contiguous() for name, weight in saved.weights.items()}
@@ -46,10 +45,7 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
         "tokenizer.json": saved.tokenizer.to_json().encode(),
         "README.md": card(about).encode(errors="replace"),
     }
-    try:
-        _write_folder(folder, files)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from None
+    write_folder(folder, files)
     return f"use it with: char-lm generate {folder}"
 
 
@@ -78,8 +74,15 @@ def provenance(saved: Trained) -> dict[str, Any]:
     return about
 
 
-def card(about: dict[str, Any]) -> str:
-    """README.md of an export."""
+USAGE = """Use the folder where a run is asked for:
+
+    char-lm generate FOLDER
+    char-lm evaluate FOLDER"""
+"""The end of README.md."""
+
+
+def card(about: dict[str, Any], usage: str = USAGE) -> str:
+    """README.md of an export; `usage` is its end."""
     environment = about.get("environment", {})
     losses = about.get("losses", {})
     lines = [
@@ -109,22 +112,28 @@ def card(about: dict[str, Any]) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in versions.items())
         lines += [f"- trained by `{command}` on {environment.get('cores')} cores ({environment.get('processor')})"]
         lines += [f"- with Python {environment.get('python')}, {packages}"]
-    lines += ["", "This file was written by `char-lm export`. Use the folder where a run is asked for:", ""]
-    return "\n".join([*lines, "    char-lm generate FOLDER", "    char-lm evaluate FOLDER", ""])
+    return "\n".join([*lines, "", f"This file was written by `char-lm export`. {usage}", ""])
 
 
-def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Write into a folder of another name, and rename it when it is complete."""
+def check_new(folder: Path) -> None:
+    """Raise UserError if there is something with this name already."""
+    if folder.exists():
+        raise UserError(f"{folder} exists; give another folder, or remove it first")
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Write into a folder of another name, and rename it when it is complete. Raises UserError if that fails."""
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part.mkdir()
     try:
-        for name, data in files.items():
-            with (part / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(part, folder)
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            part.mkdir()
+            for name, data in files.items():
+                with (part / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.rename(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
