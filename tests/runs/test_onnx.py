@@ -1,4 +1,4 @@
-"""ONNX graphs compute what the model computes, for every mixer, any batch and any length, and say where they are from."""
+"""ONNX graphs compute what the model computes, for every mixer, batch and length, and say where they are from."""
 
 import dataclasses
 import json
@@ -29,6 +29,7 @@ CASES += [
     ("gru", {"expansion": 1.0}),
 ]
 CASES += [("minlstm", {"gate_bias": 12.0}), ("attention", {"window": 5, "heads": 1}), ("attention", {"window": 1})]
+CASES += [("attention", {"positions": "learned", "window": 7})]
 CASES += [("s4d", {"d_state": 2}), ("mamba", {"d_state": 3}), ("lstm", {"expansion": 0.5})]
 
 

@@ -151,14 +151,18 @@ def gated(mixer: GRU, x: Value, state: Values) -> tuple[Value, Values]:
 def attention(mixer: Attention, x: Value, state: Values) -> tuple[Value, Values]:
     """All positions at once attend to themselves and to the cached ones: scores are (B, H, T, window + T)."""
     keys, values, first = state  # (B, window, H, N) each, and (B)
-    graph, N = x.graph, mixer.query_scale.numel()
+    graph, N = x.graph, mixer.output.in_features // mixer.heads
     x = graph.with_time(x)
     T = graph.add("Squeeze", graph.add("Shape", x, start=1, end=2))
     order = graph.add("Range", 0, T, 1)
+    position = first.unsqueeze(1) + order
+    if mixer.learned is not None:
+        x = x + graph.add("Gather", mixer.learned, graph.add("Mod", position, mixer.window))
     qkv = graph.add("Reshape", linear(mixer.query_key_value, x), [0, 0, 3 * mixer.heads, N])
     q, k, v = qkv.split(3, axis=2)  # (B, T, H, N)
-    angles = rotation(first.unsqueeze(1) + order, N)
-    q, k = (rotate(rms_norm(x, scale), *angles) for x, scale in ((q, mixer.query_scale), (k, mixer.key_scale)))
+    if mixer.learned is None:
+        angles = rotation(position, N)
+        q, k = (rotate(rms_norm(x, scale), *angles) for x, scale in ((q, mixer.query_scale), (k, mixer.key_scale)))
     k, v = (graph.add("Concat", past, new, axis=1) for past, new in ((keys, k), (values, v)))
     scores = q.transpose(0, 2, 1, 3) @ k.transpose(0, 2, 3, 1) * N**-0.5
     seen = mask(mixer.window, first, order, graph.add("Range", 0, T + mixer.window, 1))
