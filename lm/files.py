@@ -1,5 +1,6 @@
 """Files: reading with a limit of size, atomic writing, locks; and `UserError`, the error that users see as one line."""
 
+import importlib
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 fcntl: Any
@@ -42,6 +44,18 @@ class UserError(Exception):
     def __str__(self) -> str:
         text = printable(re.sub(r"\s*[\r\n]\s*", " ", super().__str__()))
         return text if len(text) <= 600 else f"{text[:400]} ... {text[-150:]}"
+
+
+def import_optional(module: str, option: str) -> ModuleType:
+    """Import a module that needs a package which is not installed with this program, for an option.
+
+    Raises:
+        UserError: the package is missing; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{option} needs the package {error.name}: pip install {error.name}") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+from importlib.util import find_spec
 
 import pytest
 
@@ -20,6 +21,7 @@ SHORT = (
     "--log.wandb disabled --trainer.accelerator cpu"
 ).split()
 NOT_HERE = {"roneneldan/TinyStories", "--serve", "--help", "sweep"}
+NOT_HERE |= {name for name in ["onnx"] if find_spec(name) is None}
 """What needs a network, does not end by itself, or has a test of its own."""
 
 

@@ -1,13 +1,12 @@
 """`char-lm export`: a trained model in files that can be passed on and read elsewhere."""
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from lm.config.fields import POSITIONAL
-from lm.files import UserError
+from lm.files import import_optional
 
 USAGE = "RUN OUTPUT [--format folder|onnx] [--which best|last] [--weights float32|bfloat16]"
 FORMATS = {"folder": "lm.runs.export", "onnx": "lm.runs.onnx"}
@@ -33,10 +32,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Export, and print how to use what was written. Returns the exit code."""
-    try:
-        module = importlib.import_module(FORMATS[options.format])
-    except ModuleNotFoundError as error:
-        raise UserError(f"--format {options.format} needs the package {error.name}: pip install {error.name}") from None
+    module = import_optional(FORMATS[options.format], f"--format {options.format}")
     usage = module.export(options.run, Path(options.output), options.which, options.weights)
     print(f"wrote {options.output}; {usage}", file=sys.stderr)
     return 0

@@ -235,8 +235,24 @@ class Context(Common):
     """what mixes over time"""
 
 
+@dataclass
+class Onnx(Timed, Common):
+    """ONNX graphs in onnxruntime: the difference of their logits from the model's."""
+
+    mixers: Annotated[list[MixerName], Quick(["mingru"])] = field(default_factory=list)
+    """which ones (default: all)"""
+    length: Annotated[Count, Quick(20)] = 1000
+    """characters"""
+    width: Annotated[Width, Quick(16)] = 128
+    """channels"""
+    layers: Annotated[Count, Quick(1)] = 3
+    """number of blocks"""
+    speed: bool = False
+    """also time both"""
+
+
 BENCHMARKS: dict[str, type[Common]] = {
     kind.__name__.lower(): kind
-    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus, Context)
+    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus, Context, Onnx)
 }
 """Each benchmark is the module of its name in this package."""

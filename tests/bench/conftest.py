@@ -15,9 +15,8 @@ def bench(tmp_path, capsys):
 
     def call(command: str, *options: str):
         path = tmp_path / f"{command}.json"
-        where = (
-            [] if command in ("parameters", "overhead", "step", "start", "corpus", "context") else ["--device", "cpu"]
-        )
+        placeless = ("parameters", "overhead", "step", "start", "corpus", "context", "onnx")
+        where = [] if command in placeless else ["--device", "cpu"]
         assert commands.bench([command, "--quick", "--json", str(path), *where, *options]) == 0
         return json.loads(path.read_text()), capsys.readouterr().out
 
