@@ -20,7 +20,7 @@ SHORT = (
     "--trainer.max_steps 2 --model.width 32 --data.context 64 --data.batch_size 2 --eval.sample_chars 5 "
     "--log.wandb disabled --trainer.accelerator cpu"
 ).split()
-NOT_HERE = {"roneneldan/TinyStories", "--serve", "--help", "sweep"}
+NOT_HERE = {"roneneldan/TinyStories", "--serve", "--help", "--hub", "sweep"}
 NOT_HERE |= {name for name in ["onnx"] if find_spec(name) is None}
 """What needs a network, does not end by itself, or has a test of its own."""
 

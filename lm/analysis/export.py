@@ -1,17 +1,24 @@
-"""`char-lm export`: a trained model in files that can be passed on and read elsewhere."""
+"""`char-lm export`: a trained model in files that can be passed on and read elsewhere, or on the Hugging Face Hub."""
 
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from lm.config.fields import POSITIONAL
-from lm.files import import_optional
+from lm.config.options import COPYING
+from lm.files import UserError, import_optional
 
-USAGE = "RUN OUTPUT [--format folder|onnx] [--which best|last] [--weights float32|bfloat16]"
+if TYPE_CHECKING:
+    from lm.runs.load import Trained
+
+USAGE = "RUN OUTPUT|--hub USER/NAME [--format folder|onnx] [--which best|last] [--weights float32|bfloat16]"
 FORMATS = {"folder": "lm.runs.export", "onnx": "lm.runs.onnx"}
 """The module of each format. Its `export(run, output, which, weights)` writes all of it or, after an error, nothing; it
 returns how to use what it wrote, in a line."""
+SAMPLE = 400
+"""Characters of the text in a model card."""
 
 
 @dataclass
@@ -19,8 +26,8 @@ class Options:
     """Write a model into new files, as data: weights, configuration, tokenizer, and where they come from."""
 
     run: Annotated[str, POSITIONAL]
-    """a run's name or folder, a checkpoint file, or an exported folder"""
-    output: Annotated[str, POSITIONAL]
+    """a run's name or folder, a checkpoint file, an exported folder, or hub:USER/NAME"""
+    output: Annotated[str | None, POSITIONAL] = None
     """the folder or file to make"""
     format: Literal["folder", "onnx"] = "folder"
     """folder: safetensors, YAML and JSON, for this program; onnx: graphs of a step and a sequence, for onnxruntime"""
@@ -28,11 +35,49 @@ class Options:
     """which checkpoint of a run"""
     weights: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is half the size, and inexact"""
+    hub: str | None = None
+    """upload the folder's files, with a model card, to this repository of the Hugging Face Hub, made if need be"""
+    private: bool = False
+    """with --hub: make a private repository"""
 
 
 def run(options: Options) -> int:
     """Export, and print how to use what was written. Returns the exit code."""
+    if (options.output is None) == (options.hub is None):
+        raise UserError("give either the folder or file to make, or --hub USER/NAME")
+    if options.hub is not None:
+        print(f"uploaded {upload(options)}; use it with: char-lm generate hub:{options.hub}", file=sys.stderr)
+        return 0
     module = import_optional(FORMATS[options.format], f"--format {options.format}")
-    usage = module.export(options.run, Path(options.output), options.which, options.weights)
+    usage = module.export(options.run, Path(options.output or ""), options.which, options.weights)
     print(f"wrote {options.output}; {usage}", file=sys.stderr)
     return 0
+
+
+def upload(options: Options) -> str:
+    """Upload a model with its card to --hub. Returns the address."""
+    from lm.runs import hub
+    from lm.runs.export import make_files, read_chosen
+
+    assert options.hub is not None
+    if options.format != "folder":
+        raise UserError("--hub uploads what --format folder writes")
+    hub.check_upload(options.hub)
+    saved = read_chosen(options.run, options.which, options.weights)
+    usage = "\n\n    ".join(["Use it where a run is asked for:", f"char-lm generate hub:{options.hub}"])
+    files = make_files(saved, usage + sample(saved, options.hub))
+    files["README.md"] = hub.front_matter(saved.config) + files["README.md"]
+    return hub.upload(options.hub, files, options.private)
+
+
+def sample(saved: "Trained", repository: str) -> str:
+    """Text of a model and the command that writes it, for its card; nothing for a model of no text."""
+    from lm.runs.load import make_model
+    from lm.sampling import generate
+    from lm.sampling.packed import pack
+
+    if saved.config.data.corpus == COPYING:
+        return ""
+    text = "".join(generate(pack(make_model(saved)), saved.tokenizer, "\n", SAMPLE, temperature=0.8, seed=1))
+    command = f"$ char-lm generate hub:{repository} --temperature 0.8 --seed 1 --chars {SAMPLE}"
+    return "\n\nA sample:\n\n" + textwrap.indent(f"{command}\n{text}", "    ", lambda line: True)

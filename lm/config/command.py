@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
             UserError: an option is unknown, or its value is wrong.
         """
         given = {}
-        for key, typed in vars(self.parse_args(words)).items():
+        for key, typed in vars(self.parse_intermixed_args(words)).items():
             field = self.fields[key]
             given[key] = _read(typed, field.kind)
             field.check(given[key], field.flag.removesuffix(key))

@@ -191,7 +191,7 @@ def _read_hub(config: DataConfig) -> Iterator[str]:
     if name.startswith("hf://"):
         name, options = TABLES.get(Path(name).suffix, "text"), {"data_files": name}
     problem = f"data.corpus {config.corpus}: no such file here, and the Hub gave none"
-    online = _hub_answers()
+    online = hub_answers()
     if online and _is_large(name, options):
         options["streaming"] = True
     data = _load_dataset(name, problem, online=online, split=config.split, **options)
@@ -210,7 +210,7 @@ def _is_large(name: str, options: dict[str, Any]) -> bool:
     return False
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the Hub can be reached: one request with a timeout, where `datasets` tries each of its own six times."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

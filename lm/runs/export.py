@@ -15,6 +15,7 @@ import os
 import shlex
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from lm.files import UserError, read_text, writing
 from lm.runs.folder import Run
 from lm.runs.load import FORMAT, VERSION, Trained, digest_of, locate, make_model, read_trained
 
+USAGE = """Use the folder where a run is asked for:
+
+    char-lm generate FOLDER
+    char-lm evaluate FOLDER"""
+"""The end of README.md."""
+
 
 def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weights: str = "float32") -> str:
     """Write the folder: all of it or, after an error, nothing. Returns how to use it, in a line.
@@ -30,37 +37,48 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
     Raises:
         UserError: there is no such model, the folder exists, or it cannot be written.
     """
-    import torch
-    from safetensors.torch import save
-
     check_new(folder)
-    saved = read_chosen(run, which)
-    make_model(saved)  # refuses weights that do not fit the configuration
-    converted = {name: weight.to(getattr(torch, weights)).contiguous() for name, weight in saved.weights.items()}
-    about = provenance(saved) | {"weights": weights, "sha256": digest_of(converted)}
-    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
-    files = {
-        "model.safetensors": save(converted, metadata),
-        "config.yaml": saved.config.to_yaml().encode(),
-        "tokenizer.json": saved.tokenizer.to_json().encode(),
-        "README.md": card(about).encode(errors="replace"),
-    }
-    write_folder(folder, files)
+    write_folder(folder, make_files(read_chosen(run, which, weights)))
     return f"use it with: char-lm generate {folder}"
 
 
-def read_chosen(run: str | os.PathLike[str], which: str) -> Trained:
-    """Read a run's best or last checkpoint, a checkpoint file, or an export. Raises UserError if there is none."""
+def make_files(saved: Trained, usage: str = USAGE) -> dict[str, bytes]:
+    """The files of an export by their names; `usage` is the end of README.md."""
+    from safetensors.torch import save
+
+    about = provenance(saved)
+    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
+    return {
+        "model.safetensors": save(saved.weights, metadata),
+        "config.yaml": saved.config.to_yaml().encode(),
+        "tokenizer.json": saved.tokenizer.to_json().encode(),
+        "README.md": card(about, usage).encode(errors="replace"),
+    }
+
+
+def read_chosen(run: str | os.PathLike[str], which: str, weights: str = "float32") -> Trained:
+    """Read a run's best or last checkpoint, a checkpoint file, or an export, with weights of a type.
+
+    Raises:
+        UserError: there is none, or its parts do not fit together.
+    """
+    import torch
+
     path = locate(os.fspath(run))
     if which == "last" and path.name == "best.ckpt" and not Path(run).is_file():
         path = path.with_name("last.ckpt")
-    return read_trained(path)
+    saved = read_trained(path)
+    make_model(saved)  # refuses weights that do not fit the configuration
+    converted = {name: weight.to(getattr(torch, weights)).contiguous() for name, weight in saved.weights.items()}
+    return replace(saved, weights=converted)
 
 
 def provenance(saved: Trained) -> dict[str, Any]:
-    """Where weights come from; for a checkpoint in its run folder, with losses and environment."""
+    """Where weights come from, their type and checksum; of a checkpoint in its run folder losses and environment."""
+    kind = str(next(iter(saved.weights.values())).dtype).removeprefix("torch.")
+    now = {"weights": kind, "sha256": digest_of(saved.weights)}
     if saved.path.name == "model.safetensors":
-        return saved.about
+        return saved.about | now
     folder = Run(saved.path.parent.parent)
     about: dict[str, Any] = {"run": saved.config.name, "checkpoint": saved.path.name, "step": saved.about["step"]}
     about |= {"mixer": saved.config.mixer_name, "corpus": saved.config.data.corpus, "seed": saved.config.seed}
@@ -71,24 +89,18 @@ def provenance(saved: Trained) -> dict[str, Any]:
             environment = json.loads(read_text(folder.path / "environment.json", LARGEST))
             environment["command"][0] = Path(environment["command"][0]).name  # not where this machine has it
             about["environment"] = environment
-    return about
-
-
-USAGE = """Use the folder where a run is asked for:
-
-    char-lm generate FOLDER
-    char-lm evaluate FOLDER"""
-"""The end of README.md."""
+    return about | now
 
 
 def card(about: dict[str, Any], usage: str = USAGE) -> str:
     """README.md of an export; `usage` is its end."""
-    environment = about.get("environment", {})
-    losses = about.get("losses", {})
+    environment, losses = (_record(about.get(name)) for name in ("environment", "losses"))
+    losses = {name: value for name, value in losses.items() if isinstance(value, float)}
+    parameters = about["parameters"] if isinstance(about.get("parameters"), int) else 0
     lines = [
         f"# A character-level {about.get('mixer', 'language')} model",
         "",
-        f"{about.get('parameters', 0):,} parameters, {about.get('weights')}; its configuration is in config.yaml.",
+        f"{parameters:,} parameters, {about.get('weights')}; its configuration is in config.yaml.",
         "No file here holds code.",
         "",
         f"- trained on {about.get('corpus')}, the first nine tenths; losses are of the last tenth",
@@ -108,11 +120,15 @@ def card(about: dict[str, Any], usage: str = USAGE) -> str:
         program, *rest = [str(word) for word in words] if isinstance(words, list) and words else [""]
         start = ["char-lm"] if Path(program).name in ("__main__.py", "char-lm") else ["python", program]
         command = shlex.join([*start, *rest])
-        versions = versions if isinstance(versions, dict) else {}
-        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+        packages = ", ".join(f"{name} {version}" for name, version in _record(versions).items())
         lines += [f"- trained by `{command}` on {environment.get('cores')} cores ({environment.get('processor')})"]
         lines += [f"- with Python {environment.get('python')}, {packages}"]
     return "\n".join([*lines, "", f"This file was written by `char-lm export`. {usage}", ""])
+
+
+def _record(value: Any) -> dict[str, Any]:
+    """The value if it is a record: a stranger's export may have anything there."""
+    return value if isinstance(value, dict) else {}
 
 
 def check_new(folder: Path) -> None:

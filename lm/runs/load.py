@@ -14,6 +14,7 @@ from lm.corpora.tokenizer import CharTokenizer
 from lm.files import DATA, UserError, read_text
 from lm.runs.checkpoint import read_checkpoint
 from lm.runs.folder import Run
+from lm.runs.hub import PREFIX, download
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,8 @@ def load(path: str | os.PathLike[str]) -> "tuple[LanguageModel, CharTokenizer]":
 
     Args:
         path: a run folder (its best checkpoint), a name under `runs`, a checkpoint file, a folder that `char-lm export`
-            wrote, or "pretrained" for the small model that comes with this program.
+            wrote, "hub:USER/NAME" for one on the Hugging Face Hub (`lm.runs.hub`), or "pretrained" for the small model
+            that comes with this program.
 
     Raises:
         UserError: there is nothing to load there, or it does not fit together.
@@ -47,11 +49,13 @@ def load_with_config(path: str | os.PathLike[str]) -> "tuple[LanguageModel, Char
 
 
 def locate(name: str, runs: str = "runs") -> Path:
-    """The checkpoint file or export folder of a name or path; an empty name means the newest run.
+    """The checkpoint file or export folder of a name, a path or `hub:USER/NAME`; an empty name means the newest run.
 
     Raises:
         UserError: there is none.
     """
+    if name.startswith(PREFIX):
+        return download(name)
     path = Path(name)
     if name and os.path.isfile(path):
         return path.parent if path.name == "model.safetensors" else path

@@ -211,7 +211,7 @@ def test_options_of_a_hub_corpus(options, asked, text, monkeypatch):
         return tables[split] if split else datasets.DatasetDict(tables)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
     monkeypatch.setattr(sources, "_is_large", lambda name, options: False)
     config = DataConfig(**({"corpus": "a/b"} | options))
     assert "".join(read_texts(config, [])) == text and calls == [asked]
@@ -231,6 +231,6 @@ def test_a_data_set_that_does_not_fit_the_disk_twice_is_streamed(download, table
     about = SimpleNamespace(info=SimpleNamespace(download_size=download, dataset_size=table))
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, revision: about)
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
     monkeypatch.setattr(sources.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     assert "".join(read_texts(DataConfig(corpus="a/b"), [])) == "one, \ntwo." and asked == [streams]

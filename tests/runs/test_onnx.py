@@ -151,6 +151,32 @@ def test_a_mixer_that_has_no_function(run, tmp_path, monkeypatch, capsys):
     assert "the mixer MinGRU has no function in lm/runs/onnx/layers.py" in capsys.readouterr().err
 
 
+def test_mistakes_get_one_line(run, tmp_path, capsys):
+    (tmp_path / "there").write_text("")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty" / "config.yaml").write_text((run / "config.yaml").read_text())
+    for model, words, message in (
+        (run, ["there", "--weights", "bfloat16"], "--weights bfloat16 is for --format folder"),
+        (run, ["there"], "there exists; give another folder"),
+        (run, ["there/out"], "cannot write "),
+        (tmp_path / "empty", ["out"], "empty: no checkpoint there yet"),
+        (tmp_path / "none", ["out"], "no run "),
+    ):
+        folder, *rest = words
+        assert commands.export([str(model), "--format", "onnx", str(tmp_path / folder), *rest]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "there"]
+
+
+def test_a_run_of_the_copying_task_into_a_new_folder(tmp_path):
+    words = "--data.corpus selective_copying --data.context 64 --data.copying.tokens 4 --trainer.max_steps 2".split()
+    words += "--model.width 16 --model.layers 1 --trainer.accelerator cpu --log.wandb disabled --name c".split()
+    assert commands.train([*words, "--runs", str(tmp_path)]) == 0
+    assert commands.export([str(tmp_path / "c"), str(tmp_path / "new" / "e"), "--format", "onnx"]) == 0
+    assert (tmp_path / "new" / "e" / "step.onnx").stat().st_size > 1000
+
+
 def test_weights_that_do_not_fit_into_a_file(monkeypatch):
     monkeypatch.setattr(exported, "LARGEST", 1000)
     with pytest.raises(UserError, match="weights are too many for a file of 2 GB"):

@@ -24,7 +24,7 @@ from torch import Tensor
 from lm.files import UserError
 from lm.model import LanguageModel, ModelState
 from lm.runs.export import card, check_new, provenance, read_chosen, write_folder
-from lm.runs.load import FORMAT, VERSION, digest_of, make_model
+from lm.runs.load import FORMAT, VERSION, make_model
 from lm.runs.onnx.graph import Graph
 from lm.runs.onnx.layers import add_model
 
@@ -59,7 +59,7 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
     check_new(folder)
     saved = read_chosen(run, which)
     model = make_model(saved)
-    about = provenance(saved) | {"weights": weights, "sha256": digest_of(saved.weights)}
+    about = provenance(saved)
     texts = {"config.yaml": saved.config.to_yaml(), "tokenizer.json": saved.tokenizer.to_json()}
     metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
     metadata |= {"config": texts["config.yaml"], "tokenizer": texts["tokenizer.json"]}
