@@ -192,7 +192,7 @@ class EvalConfig:
     """Validation."""
 
     every: Count = 250
-    """steps between validations; each also writes a sample and a checkpoint"""
+    """steps between validations, each with a sample and a checkpoint"""
     sample_chars: Natural = 240
     """characters of the sample written at each validation; 0 for none"""
     prompt: FreeText = "\n"
@@ -210,11 +210,15 @@ class LogConfig:
     every: Count = 10
     """steps between rows of metrics.csv"""
     wandb: Literal["disabled", "offline", "online"] = "offline"
-    """Weights & Biases; offline writes into the run folder only, for `wandb sync` or `wandb leet` later"""
+    """Weights & Biases: disabled, online, or offline"""
     project: str = "char-lm"
     """project of the run at Weights & Biases"""
     group: str | None = None
     """group of the run at Weights & Biases (default: the mixer)"""
+    artifacts: bool = False
+    """give the best checkpoint to Weights & Biases as an artifact"""
+    tensorboard: bool = False
+    """write files for TensorBoard into the run folder"""
 
 
 @dataclass

@@ -145,6 +145,8 @@ def _complete(config: Config) -> None:
     _check_batches(config)
     if config.name is not None and not re.fullmatch(r"\w[\w.+=-]{0,99}", config.name):
         raise UserError(f"name {shorten(config.name)!r}: use letters, digits and . _ + = -, at most 100")
+    if config.log.artifacts and config.log.wandb == "disabled":
+        raise UserError("log.artifacts needs Weights & Biases: log.wandb must be offline or online")
     if config.optim.lr is None:
         config.optim.lr = DEFAULT_LR[config.optim.name]
     mixers = [config.model.mixer] if isinstance(config.model.mixer, str) else config.model.mixer

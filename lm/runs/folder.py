@@ -10,6 +10,7 @@ runs/<name>/
                      options that were changed
   checkpoints/       best.ckpt last.ckpt previous.ckpt (`lm.runs.checkpoint`); with optim.cycles, cycle1.ckpt ...
   wandb/             the files of Weights & Biases, unless log.wandb is disabled
+  tensorboard/       those of TensorBoard, with log.tensorboard
   .lock              locked by the process that trains
 
 Training may be killed at any moment, so each file is either replaced atomically or only appended to, and a checkpoint

@@ -14,7 +14,7 @@ from lm.training.clock import Clock
 from lm.training.processes import RUN_NAME, add_launch, end_with_launcher, is_first_process, print_status
 from lm.training.resume import changed_options, is_finished
 from lm.training.start import Stages, import_libraries, keep_freed_memory
-from lm.training.trainer import make_loggers, make_trainer, quieten, resolve_precision
+from lm.training.trainer import make_trainer, quieten, resolve_precision
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -150,6 +150,7 @@ def train(
     from lm.training.progress import ProgressBar
     from lm.training.recorder import Recorder
     from lm.training.task import Task
+    from lm.training.trackers import make_loggers
 
     config.trainer.precision, reason = resolve_precision(config, old=changed is not None)
     with user_errors():
@@ -164,7 +165,7 @@ def train(
         else:
             run.resume(config, corpus.tokenizer, saved, changed, corpus.digest)
         stages.end("model, run folder")
-        trainer.loggers = make_loggers(config, run)
+        trainer.loggers = make_loggers(config, run, saved.step if saved else 0)
         stages.end("wandb start")
     announce(config, corpus, model.parameters_total, trainer, run, reason)
     checkpoint = run.checkpoints / "last.ckpt" if saved else None
@@ -194,6 +195,7 @@ def make_model(config: Config, corpus: "Corpus | Copying", new: bool) -> "Langua
 def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, recorder: "Recorder") -> int:
     """Train, and write a summary however it ends. Returns the exit code."""
     from lm.training.errors import Diverged, Interrupted, user_errors
+    from lm.training.trackers import log_best
 
     status = "failed"
     try:
@@ -212,6 +214,7 @@ def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, re
             with suppress(UserError):  # the disk may still be full
                 recorder.write_summary(trainer, status)
     if is_first_process():
+        log_best(task.config, recorder.run, trainer.loggers)
         report(recorder.run, status)
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lm.config.options import Config
+from lm.files import import_optional
 from lm.native.build import build_ahead
 from lm.training.lightning import import_lightning
 
@@ -72,6 +73,10 @@ def import_libraries(config: Config, stages: Stages) -> None:
         with suppress(ImportError):
             importlib.import_module("wandb.apis.public")
         stages.end("import wandb")
+    if config.log.artifacts:
+        import_optional("wandb", "log.artifacts")
+    if config.log.tensorboard:
+        import_optional("tensorboard", "log.tensorboard")
     importlib.import_module("torch")
     stages.end("import torch")
     import_lightning()

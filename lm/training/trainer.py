@@ -1,4 +1,4 @@
-"""Lightning's trainer: devices, precision, logger."""
+"""Lightning's trainer: devices, precision."""
 
 import logging
 import warnings
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from lm.config.options import Config
 from lm.files import UserError
-from lm.training.processes import print_status
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -114,33 +113,3 @@ def _cpu_multiplies_bfloat16() -> bool:
     import torch
 
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def make_loggers(config: Config, run: "Run") -> list[Any]:
-    """Weights & Biases with our names and x-axes, unless it is disabled or not installed."""
-    if config.log.wandb == "disabled":
-        return []
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        print_status("wandb is not installed: metrics go to metrics.csv only")
-        return []
-    from lightning.pytorch.loggers import WandbLogger
-
-    from lm.runs.metrics import AXES
-
-    experiment = wandb.init(
-        mode=config.log.wandb,
-        project=config.log.project,
-        group=config.log.group or config.mixer_name,
-        name=config.name,
-        id=run.path.name,
-        resume="allow" if config.log.wandb == "online" else None,
-        dir=run.path,
-        config=config.flat(),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
-    for axis in AXES:
-        experiment.define_metric(axis, hidden=True)
-    experiment.define_metric("*", step_metric="step")
-    return [WandbLogger(experiment=experiment, save_dir=run.path)]

@@ -21,7 +21,7 @@ distill: {teachers: [], weight: 0.5}
 trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, chunk: 0, split: batch,
           accelerator: auto, devices: 1, strategy: auto, num_nodes: 1}
 eval: {every: 250, sample_chars: 240, prompt: "\\n", chars: 1000000, streaming: true}
-log: {every: 10, wandb: offline, project: char-lm, group: null}
+log: {every: 10, wandb: offline, project: char-lm, group: null, artifacts: false, tensorboard: false}
 """
 LARGEST = 2**31 - 1
 WHOLE = {
@@ -63,6 +63,8 @@ CHOICES = {
     "trainer.split": ["batch", "time"],
     "trainer.accelerator": ["auto", "cpu", "gpu"],
     "log.wandb": ["disabled", "offline", "online"],
+    "log.artifacts": [False, True],
+    "log.tensorboard": [False, True],
 }
 TEXTS = ["name", "runs", "init", "data.corpus", "data.column", "data.split", "data.revision", "trainer.strategy",
          "eval.prompt", "log.project", "log.group"]  # fmt: skip

@@ -7,10 +7,8 @@ from lm.config.options import Config, TrainerConfig
 from lm.config.resolve import parse
 from lm.files import UserError
 from lm.runs.folder import Run
-from lm.runs.metrics import AXES, VALUES
-from lm.training.trainer import make_loggers, make_trainer, resolve_precision
+from lm.training.trainer import make_trainer, resolve_precision
 from tests.commands import train
-from tests.conftest import SMALL
 
 CPU = "--trainer.accelerator cpu"
 
@@ -61,45 +59,6 @@ def test_precision_is_the_fastest_of_the_device(asked, accelerator, has, expecte
     assert resolve_precision(config) == (expected, reason)
     if asked == "auto" and "cuda" not in has:
         assert resolve_precision(config, old=True) == (32, "as before")
-
-
-def test_wandb_offline_has_the_same_names(run_train, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    rows_logged, started, init = [], [], wandb.init
-    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or init(**options))
-    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", lambda self, data, *a, **k: rows_logged.append(data))
-    argv = [word for word in SMALL if word not in ("--log.wandb", "disabled")]
-    argv += ["--data.corpus", str(tmp_path / "corpus.txt"), "--runs", str(tmp_path), "--name", "w"]
-    assert train([*argv, "--trainer.max_steps", "10", "--log.project", "p", "--log.group", "g"]) == 0
-    keys = set().union(*rows_logged)
-    assert {*AXES, *VALUES} - {"val/accuracy"} <= keys and "sample" in keys
-    assert list((tmp_path / "w" / "wandb").glob("offline-run-*"))
-    (options,) = started
-    assert [options[key] for key in ("project", "group", "name", "id", "mode")] == ["p", "g", "w", "w", "offline"]
-    assert options["resume"] is None and options["config"]["model.width"] == 32
-
-
-def test_the_group_at_wandb_is_the_mixer_unless_it_is_given(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    started = []
-
-    def init(**options):
-        started.append(options)
-        raise InterruptedError
-
-    monkeypatch.setattr(wandb, "init", init)
-    config = parse([*CPU.split(), "--model.mixer", "lstm", "--log.wandb", "online"])
-    with pytest.raises(InterruptedError):
-        make_loggers(config, Run(tmp_path))
-    assert started[0]["group"] == "lstm" and started[0]["project"] == "char-lm" and started[0]["resume"] == "allow"
-    config.log.wandb = "disabled"
-    assert make_loggers(config, Run(tmp_path)) == []
-
-
-def test_without_wandb_there_is_metrics_csv(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    assert make_loggers(parse(CPU.split()), Run(tmp_path)) == []
-    assert "wandb is not installed" in capsys.readouterr().err
 
 
 def test_a_run_keeps_what_auto_meant_and_an_old_one_goes_on_in_32(run_train, monkeypatch, capsys):
