@@ -123,7 +123,7 @@ def card(about: dict[str, Any], usage: str = USAGE) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in _record(versions).items())
         lines += [f"- trained by `{command}` on {environment.get('cores')} cores ({environment.get('processor')})"]
         lines += [f"- with Python {environment.get('python')}, {packages}"]
-    return "\n".join([*lines, "", f"This file was written by `char-lm export`. {usage}", ""])
+    return "\n".join([*lines, "", "This file was written by `char-lm export`.", "", usage, ""])
 
 
 def _record(value: Any) -> dict[str, Any]:

@@ -171,4 +171,6 @@ def test_a_folder_that_is_not_whole_is_refused(exported, name):
 
 @pytest.mark.parametrize("environment", [{"command": ["x", 2]}, {"command": 5, "packages": []}, {"packages": "s"}])
 def test_the_card_bears_a_strangers_environment(environment):
+    assert "0 parameters" in card({"parameters": "many", "losses": {"val/loss": "low"}})
+    assert "nats per character" not in card({"losses": 5}) and "with Python" not in card({"environment": [1]})
     assert "No file here holds code" in card({"environment": environment})

@@ -34,8 +34,8 @@ LARGEST = 2**31 - 2**20
 """Bytes of weights that one file can hold: it is a protocol buffer."""
 TOLERANCE = 1e-5
 """The largest difference between logits of a graph and of the model, relative to the largest logit."""
-
-USAGE = """Batch and length are dynamic. States start at zero; each output next.* is the input state.* of the next call:
+USAGE = """Both graphs read ids and give the logits of the next id: step.onnx reads one, sequence.onnx several at once.
+Batch and length are dynamic. States start at zero; the outputs `next.*` of a call are the inputs `state.*` of the next:
 
     import numpy as np, onnxruntime
     session = onnxruntime.InferenceSession("step.onnx")
