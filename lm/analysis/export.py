@@ -78,6 +78,6 @@ def sample(saved: "Trained", repository: str) -> str:
 
     if saved.config.data.corpus == COPYING:
         return ""
-    text = "".join(generate(pack(make_model(saved)), saved.tokenizer, "\n", SAMPLE, temperature=0.8, seed=1))
+    text = "".join(generate(pack(make_model(saved)), saved.tokenizer, "", SAMPLE, temperature=0.8, seed=1))
     command = f"$ char-lm generate hub:{repository} --temperature 0.8 --seed 1 --chars {SAMPLE}"
     return "\n\nA sample:\n\n" + textwrap.indent(f"{command}\n{text}", "    ", lambda line: True)
