@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-from lm.analysis.text import print_figures
+from lm.analysis.text import print_figures, scored_data
 from lm.config.command import command_line
 from lm.config.fields import POSITIONAL, Count, Output, Positive, Range
 from lm.config.options import COPYING, Config, DataConfig, Weights
@@ -55,9 +55,11 @@ def run(options: Options) -> int:
             print_figures(options.runs, options.chars, options.corpus)
             return 0
         models = [_load(name, options) for name in options.runs]
-        losses = {name: _losses(name, model, options) for name, model in zip(options.runs, models, strict=True)}
+        per_byte = any(tokenizer.unit == "byte" for _, tokenizer, _ in models)
+        each = zip(options.runs, models, strict=True)
+        losses = {name: _losses(name, model, options, per_byte) for name, model in each}
         if options.ensemble:
-            _losses(f"ensemble of {len(models)}", _average(models), options)
+            _losses(f"ensemble of {len(models)}", _average(models), options, per_byte)
     if options.png:
         _draw(options.png, losses)
     return 0
@@ -79,12 +81,14 @@ def _average(loaded: "list[Loaded]") -> "Loaded":
 
     models, tokenizers, configs = zip(*loaded, strict=True)
     if len({tokenizer.characters for tokenizer in tokenizers}) > 1 or configs[0].data.corpus == COPYING:
-        raise UserError("--ensemble: the runs must have been trained on texts with the same characters")
+        raise UserError(
+            "--ensemble: the runs must have been trained on texts with the same characters, or all on bytes"
+        )
     return Ensemble(models), tokenizers[0], configs[0]
 
 
-def _losses(run: str, loaded: "Loaded", options: Options) -> list[tuple[float, float]]:
-    """Print the losses of a run. Returns (context, loss) of the windowed ones."""
+def _losses(run: str, loaded: "Loaded", options: Options, per_byte: bool) -> list[tuple[float, float]]:
+    """Print the losses of a run, also those per byte if asked for. Returns (context, loss) of the windowed ones."""
     from lm.corpora.corpus import load_corpus
     from lm.training.loss import dynamic_loss, streaming_loss, windowed_loss
 
@@ -96,19 +100,25 @@ def _losses(run: str, loaded: "Loaded", options: Options) -> list[tuple[float, f
         if options.corpus is not None:
             raise UserError(f"--corpus: {run} was trained on {COPYING}, not on text")
         return [(context, _print_copying(model, config.data, context)) for context in contexts]
-    text = load_corpus(config.data if options.corpus is None else DataConfig(corpus=options.corpus, context=1))
+    text = load_corpus(scored_data(config, options.corpus))
     ids = text.validation
     if text.tokenizer.characters != tokenizer.characters:
         ids = tokenizer.encode(text.tokenizer.decode(ids))
+    characters, size = tokenizer.count(ids[1:])
+    characters = max(1, characters)  # what is no text may have none
+    scale = (len(ids) - 1) / characters  # from an id to a character
+    length = size / characters if per_byte else None
     losses: list[tuple[float, float]] = []
     for context in contexts:
         if not context < len(ids):
-            raise UserError(f"--contexts: {shorten(context)} is not below the {len(ids):,} characters that are scored")
-        losses.append((context, windowed_loss(model, ids, context)))
-        _print_loss(f"windowed {context}", losses[-1][1])
-    _print_loss("streaming", streaming_loss(model, ids))
+            raise UserError(
+                f"--contexts: {shorten(context)} is not below the {len(ids):,} {tokenizer.unit}s that are scored"
+            )
+        losses.append((context, scale * windowed_loss(model, ids, context)))
+        _print_loss(f"windowed {context}", losses[-1][1], length)
+    _print_loss("streaming", scale * streaming_loss(model, ids), length)
     if options.dynamic:
-        _print_loss("dynamic", dynamic_loss(model, ids, options.dynamic))
+        _print_loss("dynamic", scale * dynamic_loss(model, ids, options.dynamic), length)
     return losses
 
 
@@ -128,5 +138,7 @@ def _print_copying(model: "LanguageModel | Ensemble", config: DataConfig, contex
     return loss
 
 
-def _print_loss(name: str, loss: float) -> None:
-    print(f"{name:<16} {loss:.4f} nats/char  {loss / math.log(2):.4f} bits/char", flush=True)
+def _print_loss(name: str, loss: float, length: float | None) -> None:
+    """Print a loss per character; where the mean length of these in bytes is given, also per byte."""
+    per_byte = "" if length is None else f"  {loss / length:.4f} nats/byte"
+    print(f"{name:<16} {loss:.4f} nats/char  {loss / math.log(2):.4f} bits/char{per_byte}", flush=True)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from lm.config.options import COPYING, DataConfig
+from lm.config.options import COPYING, Config, DataConfig
 from lm.files import UserError
 from lm.report.format import align, number
 
@@ -67,6 +67,13 @@ def longest_copy(text: str, training: str) -> int:
     return longest
 
 
+def scored_data(config: Config, corpus: str | None) -> DataConfig:
+    """The data of a run, or another corpus in its kind of vocabulary."""
+    if corpus is None:
+        return config.data
+    return DataConfig(corpus=corpus, context=1, vocabulary=config.data.vocabulary)
+
+
 def print_figures(runs: list[str], chars: int, corpus: str | None) -> None:
     """Print the figures of what each run writes (seed 0, temperature 0.8, from the start of a line), and of real text.
 
@@ -83,10 +90,10 @@ def print_figures(runs: list[str], chars: int, corpus: str | None) -> None:
         model, tokenizer, config = load_with_config(run)
         if config.data.corpus == COPYING:
             raise UserError(f"--text: {run} was trained on {COPYING}, not on text")
-        source = config.data if corpus is None else DataConfig(corpus=corpus, context=1)
+        source = scored_data(config, corpus)
         split = load_corpus(source)
         training = split.tokenizer.decode(split.train)
-        real = split.tokenizer.decode(split.validation[:chars])
+        real = split.tokenizer.decode(split.validation[: 4 * chars])[:chars]  # a character has at most 4 bytes
         rows.setdefault(f"{source.corpus}, validation split", measure(real, training))
         written = "".join(generate(pack(model), tokenizer, "", chars, temperature=0.8))
         rows[run] = measure(written, training)

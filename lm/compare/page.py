@@ -77,7 +77,7 @@ def payload(runs: list[RunData], metric: str, target: float | None, skipped: lis
         target: the loss to reach; None for the page's own choice.
         skipped: folders without a run.
     """
-    measures = sorted(table.MEASURES.items(), key=lambda item: not item[1].spread)  # sizes after results
+    measures = sorted(table.measures(runs).items(), key=lambda item: not item[1].spread)  # sizes after results
     return {
         "live": False,
         "metric": metric,

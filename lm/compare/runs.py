@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from lm.config.strict_yaml import read_yaml
 from lm.files import UserError, printable, read_bytes
 from lm.runs.folder import Run
-from lm.runs.metrics import read_rows
+from lm.runs.metrics import LOSSES, read_rows
 
 NAN = float("nan")
 FILES = ("config.yaml", "summary.json", "metrics.csv", "samples.jsonl", "tokenizer.json", "environment.json")
@@ -83,6 +83,11 @@ class RunData:
         """How the run ended, or `running`."""
         status = self.summary.get("status")
         return printable(status[:40]) if isinstance(status, str) else "no summary"
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether it was trained with data.vocabulary bytes. Its numbers are those per character, see `read_run`."""
+        return self.config.get("data.vocabulary") == "bytes"
 
     @property
     def experiment(self) -> tuple[tuple[str, str], ...] | None:
@@ -191,7 +196,10 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def read_run(path: Path) -> RunData:
-    """Read one folder. What is missing or damaged stays empty, and is noted in `problems`."""
+    """Read one folder. What is missing or damaged stays empty, and is noted in `problems`.
+
+    The numbers of a run that reads bytes become those per character, so that runs of a text are comparable.
+    """
     run = RunData(path, path.name)
     run.config = _read_config(path / "config.yaml", run.problems)
     run.summary = _read_json(path / "summary.json")
@@ -202,10 +210,34 @@ def read_run(path: Path) -> RunData:
     run.samples = _read_samples(path / "samples.jsonl")
     if tokenizer := _text(path / "tokenizer.json"):
         run.vocabulary = hashlib.sha256(tokenizer.encode()).hexdigest()
+    if run.reads_bytes:
+        _count_characters(run)
     environment = _read_json(path / "environment.json")
     parts = (run.summary.get("device"), environment.get("processor"))
     run.processor = " ".join(printable(part[:80]) for part in parts if isinstance(part, str) and part)
     return run
+
+
+def _count_characters(run: RunData) -> None:
+    """Convert what counts bytes, by the mean length of the characters that are scored."""
+    size = run.number("bytes_per_character")
+    if not 1 <= size < HUGE:
+        run.problems.append("its numbers are per byte, as its summary lacks bytes_per_character")
+        return
+    for name in ("best", "final"):
+        if isinstance(values := run.summary.get(name), dict):
+            run.summary[name] = _per_character(values, size)
+    run.summary = _per_character(run.summary, size)
+    run.rows = [_per_character(row, size) for row in run.rows]
+
+
+def _per_character(numbers: dict[str, Any], size: float) -> dict[str, Any]:
+    """The same with losses of characters of `size` bytes, and counts of characters."""
+    powers = dict.fromkeys((*LOSSES, "val/bpc"), 1) | dict.fromkeys(("chars", "chars_per_second"), -1)
+    found = {name: x * size ** powers.get(name, 0) if is_number(x) else x for name, x in numbers.items()}
+    if is_number(x := numbers.get("val/bpc")):
+        found["val/perplexity"] = 2 ** min(1000, x * size)
+    return found
 
 
 def _text(path: Path) -> str:

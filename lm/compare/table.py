@@ -5,7 +5,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm.compare.runs import NAN, RunData, compared, is_number
@@ -121,9 +121,17 @@ def speed(run: RunData) -> float:
     return next((chars / seconds for seconds, chars in points if seconds > 0), NAN)
 
 
+def bytes_per_character(run: RunData) -> float:
+    """Mean length in UTF-8 of the characters that a run is validated on; NaN for an older run."""
+    return run.number("bytes_per_character")
+
+
 MEASURES = {
     "parameters": Measure("params", lambda run: run.number("parameters"), spread=False),
     "val/loss": Measure("val loss", lambda run: best(run, "val/loss")["loss"], loss),
+    "loss_per_byte": Measure(
+        "val loss/byte", lambda run: best(run, "val/loss")["loss"] / bytes_per_character(run), loss
+    ),
     "val/loss_streaming": Measure("streaming", lambda run: best(run, "val/loss_streaming")["loss"], loss),
     "val/accuracy": Measure("accuracy", lambda run: max((y for _, y in run.points("val/accuracy")), default=NAN), loss),
     "bits_per_char": Measure("bits/char", lambda run: best(run, "val/loss")["loss"] / math.log(2), loss),
@@ -133,6 +141,14 @@ MEASURES = {
     "memory_mb": Measure("MB", lambda run: run.number("peak_gpu_memory_mb", "peak_memory_mb"), spread=False),
 }
 """The columns of the results. `at step` and `after s` are those of the lowest windowed loss."""
+
+
+def measures(runs: Iterable[RunData]) -> dict[str, Measure]:
+    """The columns to show of some runs; a run that reads bytes has its loss in both units."""
+    if any(run.reads_bytes for run in runs):
+        headings = {"val/loss": "val loss/char", "val/loss_streaming": "streaming/char"}
+        return MEASURES | {key: replace(MEASURES[key], heading=heading) for key, heading in headings.items()}
+    return {key: measure for key, measure in MEASURES.items() if key != "loss_per_byte"}
 
 
 def group(runs: list[RunData]) -> list[Group]:
@@ -255,10 +271,14 @@ def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
         values = list(dict.fromkeys(run.config.get(key, "none") for run in asked))
         if len(values) > 1:
             found.append(f"{text}: {key} is {_listed(values)}")
-    if len({run.vocabulary for run in runs} - {""}) > 1 and not any(CORPORA in text for text in found):
+    if len({run.vocabulary for run in runs if not run.reads_bytes} - {""}) > 1 and not any(
+        CORPORA in text for text in found
+    ):
         found.append(f"{CORPORA}: their alphabets do")
     if len(processors := sorted({run.processor for run in runs} - {""})) > 1:
         found.append(f"seconds and characters/s come from different machines ({_listed(processors)})")
+    if names := [run.name for run in runs if run.reads_bytes and not run.problems]:
+        found.append(f"{_listed(names)} read bytes: losses, characters and characters/s are converted")
     found += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     if skipped:
         found.append(printable(f"no run in {_listed(skipped)}"))

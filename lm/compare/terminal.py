@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from lm.compare.table import MEASURES, Arrival, Group, headline
+from lm.compare.table import Arrival, Group, headline, measures
 from lm.report.format import align, short
 
 WAYS = {"steps": "step", "characters": "chars", "seconds": "train_seconds"}
@@ -12,9 +12,10 @@ MARKS = "ox+*#@%&ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def results(groups: list[Group]) -> list[str]:
     """The table of results, lowest loss first, without the columns in which no group has a number."""
-    stats = [(item, {key: item.stat(key) for key in MEASURES}) for item in groups]
+    known = measures(run for item in groups for run in item.runs)
+    stats = [(item, {key: item.stat(key) for key in known}) for item in groups]
     stats.sort(key=lambda row: (math.isnan(row[1]["val/loss"].mean), row[1]["val/loss"].mean))
-    shown = {key: m for key, m in MEASURES.items() if any(math.isfinite(row[key].mean) for _, row in stats)}
+    shown = {key: m for key, m in known.items() if any(math.isfinite(row[key].mean) for _, row in stats)}
     rows = [["run", "mixer", *(measure.heading for measure in shown.values()), "status"]]
     for item, row in stats:
         cells = [row[key].text(measure.form, measure.spread) for key, measure in shown.items()]

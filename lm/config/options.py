@@ -38,7 +38,7 @@ class CopyingOptions:
     tokens: Count = 16
     """selective_copying: characters to remember and repeat at the end"""
     vocabulary: Count = 16
-    """selective_copying: different characters, including the noise and the mark where the answer starts"""
+    """selective_copying: different characters, noise and mark included"""
 
 
 @dataclass
@@ -55,6 +55,8 @@ class DataConfig:
     sampling: Literal["shuffled", "windows", "streams"] = "shuffled"
     """windows from a zero state, each once in an epoch (shuffled) or at random positions (windows); or contiguous
     streams whose state is carried from batch to batch"""
+    vocabulary: Literal["characters", "bytes"] = "characters"
+    """the characters of a text, or the bytes of any file"""
     column: str = "text"
     """column with the text (Hub, parquet, json and csv corpora)"""
     split: str | None = None

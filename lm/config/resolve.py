@@ -176,6 +176,8 @@ def _check_batches(config: Config) -> None:
             f"data.batch_size {data.batch_size} cannot be cut into {parts} equal parts "
             "(trainer.accumulate x trainer.devices x trainer.num_nodes)"
         )
+    if data.vocabulary == "bytes" and data.corpus == COPYING:
+        raise UserError("data.vocabulary bytes needs a text; selective_copying has a vocabulary of its own")
     if data.sampling == "streams" and data.corpus == COPYING:
         raise UserError("data.sampling streams needs a text; selective_copying has problems, each from a zero state")
     if data.sampling == "streams" and devices > 1:

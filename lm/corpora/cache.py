@@ -17,7 +17,7 @@ import numpy as np
 
 from lm.config.options import DataConfig
 from lm.corpora.encoder import BLOCK, HEADER, Encoded, checksums_of, encode
-from lm.corpora.tokenizer import CharTokenizer
+from lm.corpora.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer
 from lm.files import UserError, atomic_write, cache_folder, new_part, read_text, remove_leftovers, writing
 
 VERSION = 3
@@ -26,8 +26,10 @@ LARGEST = 2**35
 VERIFIED = 256
 """About how many blocks are verified of a corpus that has more, evenly spread: to read all would take too long."""
 
-Cached = tuple[np.ndarray, CharTokenizer, str]
-"""The ids of a text, memory-mapped; its tokenizer; the digest of both."""
+Cached = tuple[np.ndarray, CharTokenizer, str, int]
+"""The ids of a text, memory-mapped; its tokenizer; the digest of both; where its validation split begins."""
+TRAINING = 0.9
+"""Share of the characters of a text that is before its validation split."""
 
 
 def read(files: list[Path], config: DataConfig) -> Cached | None:
@@ -37,15 +39,16 @@ def read(files: list[Path], config: DataConfig) -> Cached | None:
         remove_leftovers(cache_folder())
         ids = np.load(ids_path, mmap_mode="r", allow_pickle=False)
         about = json.loads(read_text(about_path))
-        tokenizer = CharTokenizer(about["characters"])
+        tokenizer = make_tokenizer(about["characters"])
         sealed = about.pop("seal") == _seal(about)
         if not sealed or ids.ndim != 1 or ids.dtype != tokenizer.dtype or not _verified(ids, about["checksums"]):
             return None
+        border = range(len(ids) + 1)[about["border"]]
     except Exception:  # numpy and json raise many types for a damaged file; the corpus itself is still there
         return None
     with suppress(OSError):
         os.utime(ids_path)  # `evict` goes by the time of the last use
-    return ids, tokenizer, about["digest"]
+    return ids, tokenizer, about["digest"], border
 
 
 def _verified(ids: np.ndarray, checksums: list[int]) -> bool:
@@ -76,44 +79,46 @@ def write(read_texts: Callable[[], Iterable[str]], files: list[Path], config: Da
         UserError: the text cannot be read, or there is no place for its ids.
     """
     ids_path, about_path = _paths(files, config)
+    tokenizer = ByteTokenizer() if config.vocabulary == "bytes" else None
     if files:
         with suppress(OSError):
             ids_path.parent.mkdir(parents=True, exist_ok=True)
             part = new_part(ids_path)
             try:
                 with part.open("x+b") as file:
-                    encoded = encode(read_texts(), file)
-                    ids = _map(encoded, file)
+                    encoded = encode(read_texts(), file, tokenizer)
+                    found = _map(encoded, file)
                     os.fsync(file.fileno())
                 with suppress(OSError, UserError):  # without the cache, the next run is only slower
                     os.replace(part, ids_path)
-                    atomic_write(about_path, _about(encoded, config))
+                    atomic_write(about_path, _about(encoded, config, found[-1]))
                     evict()
-                return ids, encoded.tokenizer, encoded.digest
+                return found
             finally:
                 part.unlink(missing_ok=True)
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
-        encoded = encode(read_texts(), file)
-        return _map(encoded, file), encoded.tokenizer, encoded.digest
+        return _map(encode(read_texts(), file, tokenizer), file)
 
 
-def _about(encoded: Encoded, config: DataConfig) -> str:
+def _about(encoded: Encoded, config: DataConfig, border: int) -> str:
     known = {
         "source": config.corpus,
         "length": encoded.length,
         "distinct": len(encoded.tokenizer) - 1,
         "characters": encoded.tokenizer.characters,
         "digest": encoded.digest,
+        "border": border,
         "checksums": encoded.checksums,
     }
     return json.dumps(known | {"seal": _seal(known)})
 
 
-def _map(encoded: Encoded, file: IO[bytes]) -> np.ndarray:
-    """The ids in a file, which may be removed."""
-    if not encoded.length:
-        return np.zeros(0, encoded.tokenizer.dtype)
-    return np.memmap(file, encoded.tokenizer.dtype, "r", HEADER, (encoded.length,))
+def _map(encoded: Encoded, file: IO[bytes]) -> Cached:
+    """The text in a file, which may be removed."""
+    tokenizer, ids = encoded.tokenizer, np.zeros(0, encoded.tokenizer.dtype)
+    if encoded.length:
+        ids = np.memmap(file, tokenizer.dtype, "r", HEADER, (encoded.length,))
+    return ids, tokenizer, encoded.digest, tokenizer.place(ids, TRAINING)
 
 
 def evict() -> None:
@@ -129,5 +134,5 @@ def evict() -> None:
 def _paths(files: list[Path], config: DataConfig) -> tuple[Path, Path]:
     """Where the ids and the vocabulary of these files are cached: another name, size or time is another place."""
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((VERSION, stats, config.column)).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((VERSION, stats, config.column, config.vocabulary)).encode()).hexdigest()[:24]
     return cache_folder() / f"{key}.npy", cache_folder() / f"{key}.json"

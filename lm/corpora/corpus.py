@@ -1,4 +1,4 @@
-"""A corpus: one flat array of character ids, split 90/10 by position."""
+"""A corpus: one flat array of ids, split 90/10 by position, as characters are counted."""
 
 import functools
 from collections.abc import Sequence
@@ -23,21 +23,23 @@ class Corpus:
     tokenizer: CharTokenizer
     digest: str
     """checksum of the text; see `lm.corpora.encoder.Encoded`"""
+    border: int
+    """where the validation split begins"""
     teacher: np.ndarray | None = None
     """with distill.teachers, their probabilities of the next id after each id of `train`: (n, V)"""
 
     def __str__(self) -> str:
-        return f"{len(self.ids):,} characters, {len(self.tokenizer) - 1} distinct"
+        return f"{len(self.ids):,} {self.tokenizer.unit}s, {len(self.tokenizer) - 1} distinct"
 
     @property
     def train(self) -> np.ndarray:
         """The first 90 % of the characters."""
-        return self.ids[: int(0.9 * len(self.ids))]
+        return self.ids[: self.border]
 
     @property
     def validation(self) -> np.ndarray:
         """The last 10 %."""
-        return self.ids[int(0.9 * len(self.ids)) :]
+        return self.ids[self.border :]
 
     def batch(self, config: DataConfig, seed: int, step: int, rows: range) -> tuple[Piece, bool]:
         """These rows of a step's batch, and whether they start from the initial state instead of a carried one."""
@@ -68,6 +70,11 @@ class Corpus:
         ids = spread(self.validation, characters)
         return [Windows(ids, context), stream(ids)]
 
+    def bytes_per_character(self, characters: int) -> float:
+        """Bytes of UTF-8 in a character, on average over what `validation_pieces` have to be predicted."""
+        found, size = self.tokenizer.count(spread(self.validation, characters)[1:])
+        return size / max(1, found)
+
 
 def load(config: DataConfig) -> Corpus | Copying:
     """What `data.corpus` names, to train on: a corpus, or the task selective_copying.
@@ -81,9 +88,9 @@ def load(config: DataConfig) -> Corpus | Copying:
     length = len(corpus.train) // config.batch_size
     if config.sampling == "streams" and length <= config.context:
         raise UserError(
-            f"data.sampling streams: data.batch_size {config.batch_size} cuts the {len(corpus.train):,} characters of "
-            f"training into streams of {length:,}, and data.context {config.context} needs {config.context + 1:,}: "
-            "lower one of the two"
+            f"data.sampling streams: data.batch_size {config.batch_size} cuts the {len(corpus.train):,} "
+            f"{corpus.tokenizer.unit}s of training into streams of {length:,}, and data.context {config.context} needs "
+            f"{config.context + 1:,}: lower one of the two"
         )
     return corpus
 
@@ -100,11 +107,11 @@ def load_corpus(config: DataConfig) -> Corpus:
     if not len(corpus.ids):
         raise UserError(f"data.corpus {config.corpus}: it is empty")
     if config.tuning:
-        corpus = replace(corpus, ids=corpus.train)
+        corpus = replace(corpus, ids=corpus.train, border=corpus.tokenizer.place(corpus.train, cache.TRAINING))
     shortest = min(len(corpus.train), len(corpus.validation))
     if shortest <= config.context:
         raise UserError(
-            f"data.corpus {config.corpus}: {len(corpus.ids):,} characters are too few for data.context "
+            f"data.corpus {config.corpus}: {len(corpus.ids):,} {corpus.tokenizer.unit}s are too few for data.context "
             f"{config.context}: its validation tenth has {len(corpus.validation):,} and needs {config.context + 1:,}"
         )
     if len(corpus.tokenizer) < 3:

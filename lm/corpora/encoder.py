@@ -34,23 +34,27 @@ class Encoded(NamedTuple):
     """CRC-32 of each BLOCK of the bytes of the ids"""
 
 
-def encode(texts: Iterable[str], file: IO[bytes]) -> Encoded:
+def encode(texts: Iterable[str], file: IO[bytes], tokenizer: CharTokenizer | None = None) -> Encoded:
     """Write the ids of a text, as the file format of `numpy.save` has them, to a file that is open for both.
 
     Args:
         texts: the text in pieces.
+        tokenizer: None for that of the characters of the text.
     """
-    numbers = Numbers()
+    numbers = Numbers() if tokenizer is None else tokenizer
     file.seek(HEADER)
     length = 0
     for text in texts:
-        before, found = numbers.dtype, numbers.of(text)
+        before, found = numbers.dtype, numbers.encode(text)
         if numbers.dtype != before:
             _widen(file, before, numbers.dtype)
         file.write(found.data)
         length += len(found)
-    tokenizer = CharTokenizer("".join(map(chr, numbers.code_points)))
-    ids = tokenizer.encode("".join(map(chr, numbers.code_points)))
+    if isinstance(numbers, Numbers):
+        tokenizer = CharTokenizer("".join(map(chr, numbers.code_points)))
+        ids = tokenizer.encode("".join(map(chr, numbers.code_points)))
+    else:
+        tokenizer, ids = numbers, np.arange(len(numbers), dtype=numbers.dtype)
     digest = hashlib.sha256(tokenizer.characters.encode())
     checksums: list[int] = []
     for chunk in _replaced(file, numbers.dtype, ids):
@@ -75,7 +79,7 @@ class Numbers:
         """The type of the numbers, which is that of a tokenizer with these characters."""
         return np.dtype(np.uint16 if len(self.code_points) - self._unknown < 2**16 else np.uint32)
 
-    def of(self, text: str) -> np.ndarray:
+    def encode(self, text: str) -> np.ndarray:
         """The numbers of the characters of a text (n,)."""
         codes = code_points(text)
         found = self._table[codes]

@@ -80,7 +80,7 @@ def _texts(config: DataConfig, files: list[Path]) -> Iterator[Iterable[str]]:
         if file.suffix in TABLES:
             yield from ([row] for row in _read_table(file, config))
         else:
-            yield read_pieces(file)
+            yield read_pieces(file, raw=config.vocabulary == "bytes")
 
 
 def _join(texts: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -99,10 +99,13 @@ def read_text(path: Path) -> str:
     return "".join(read_pieces(path))
 
 
-def read_pieces(path: Path | None, size: int = PIECE) -> Iterator[str]:
+def read_pieces(path: Path | None, size: int = PIECE, raw: bool = False) -> Iterator[str]:
     """A text of any length, in pieces of at most `size` bytes: a UTF-8 file, perhaps compressed, or stdin.
 
     Line ends are kept; a byte order mark at the start is dropped.
+
+    Args:
+        raw: take any file, with all of its bytes: see `lm.corpora.tokenizer` on those that are not UTF-8.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8 text; names the position of the first wrong byte.
@@ -110,7 +113,8 @@ def read_pieces(path: Path | None, size: int = PIECE) -> Iterator[str]:
     name = path or "stdin"
     try:
         with _open(path) if path is not None else nullcontext(sys.stdin.buffer) as source:
-            yield from _decode(source, name, size)
+            pieces = iter(lambda: source.read(size), b"")
+            yield from codecs.iterdecode(pieces, "utf-8", "surrogateescape") if raw else _decode(source, name, size)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
 

@@ -82,6 +82,7 @@ def provenance(saved: Trained) -> dict[str, Any]:
     folder = Run(saved.path.parent.parent)
     about: dict[str, Any] = {"run": saved.config.name, "checkpoint": saved.path.name, "step": saved.about["step"]}
     about |= {"mixer": saved.config.mixer_name, "corpus": saved.config.data.corpus, "seed": saved.config.seed}
+    about["unit"] = saved.tokenizer.unit
     about["parameters"] = sum(weight.numel() for weight in saved.weights.values())
     if (folder.path / "config.yaml").is_file():
         about["losses"] = folder.losses_at(saved.about["step"])
@@ -107,9 +108,9 @@ def card(about: dict[str, Any], usage: str = USAGE) -> str:
         f"- run {about.get('run')}, {about.get('checkpoint')}, step {about.get('step')}, seed {about.get('seed')}",
         f"- SHA-256 of the weights: {about.get('sha256')}",
     ]
-    names = (("val/loss", "windowed"), ("val/loss_streaming", "streaming"))
+    names, unit = (("val/loss", "windowed"), ("val/loss_streaming", "streaming")), about.get("unit", "character")
     lines += [
-        f"- {text} loss {losses[name]:.4f} nats per character ({losses[name] / math.log(2):.4f} bits)"
+        f"- {text} loss {losses[name]:.4f} nats per {unit} ({losses[name] / math.log(2):.4f} bits)"
         for name, text in names
         if name in losses
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lm.config.options import Config
 from lm.config.resolve import from_yaml
 from lm.config.strict_yaml import LARGEST
-from lm.corpora.tokenizer import CharTokenizer
+from lm.corpora.tokenizer import CharTokenizer, make_tokenizer
 from lm.files import DATA, UserError, read_text
 from lm.runs.checkpoint import read_checkpoint
 from lm.runs.folder import Run
@@ -96,7 +96,8 @@ def read_trained(path: Path) -> Trained:
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     step = checkpoint.get("global_step")
     about = {"step": step if isinstance(step, int) else None}
-    return Trained(path, weights, from_yaml(checkpoint["config"], path), CharTokenizer(checkpoint["characters"]), about)
+    config, tokenizer = from_yaml(checkpoint["config"], path), make_tokenizer(checkpoint["characters"])
+    return Trained(path, weights, config, tokenizer, about)
 
 
 def _read_export(folder: Path) -> Trained:
@@ -161,9 +162,11 @@ def start_from(model: "LanguageModel", name: str, tokenizer: CharTokenizer) -> N
         UserError: there is no such run, checkpoint or export, or it has another shape or vocabulary.
     """
     saved = read_trained(locate(name))
-    problem = _weight_problem(saved, model.state_dict())
-    if not problem and saved.tokenizer.characters != tokenizer.characters:
-        problem = "its vocabulary has other characters"
+    problem = "its vocabulary has other characters"
+    if saved.tokenizer.characters == tokenizer.characters:
+        problem = _weight_problem(saved, model.state_dict())
+    elif saved.tokenizer.unit != tokenizer.unit:
+        problem = f"it reads {saved.tokenizer.unit}s"
     if problem:
         raise UserError(f"init: the weights of {saved.path} do not fit this run: {problem}")
     model.load_state_dict(saved.weights)

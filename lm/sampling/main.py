@@ -115,16 +115,21 @@ def score(session: "Session", prompt: str | None, output: Output) -> None:
     path = _file_of(text)
     if prompt:
         session.read(prompt)
-    count, total, unknown = session.score([text] if path is None and text != "-" else read_pieces(path))
-    if count == 0:
+    raw = session.tokenizer.unit == "byte"
+    found = session.score([text] if path is None and text != "-" else read_pieces(path, raw=raw))
+    if found.characters == 0:
         raise UserError("--score: a text of one character has nothing to predict; give more, or a --prompt before it")
-    loss = -total / count
+    loss = -found.total / found.characters
     bits, perplexity = loss / math.log(2), math.exp(min(loss, 700))
     if session.options.json:
         names = ("characters", "nats_per_character", "bits_per_character", "perplexity", "unknown")
-        line = json.dumps(dict(zip(names, (count, loss, bits, perplexity, unknown), strict=True)))
+        values = dict(zip(names, (found.characters, loss, bits, perplexity, found.unknown), strict=True))
+        line = json.dumps(values | ({"nats_per_byte": -found.total / found.bytes} if raw else {}))
     else:
-        line = f"{count:,} characters  {loss:.4f} nats/char  {bits:.4f} bits/char  perplexity {perplexity:.4f}"
+        line = (
+            f"{found.characters:,} characters  {loss:.4f} nats/char  {bits:.4f} bits/char  perplexity {perplexity:.4f}"
+        )
+        line += f"  {-found.total / found.bytes:.4f} nats/byte" if raw else ""
     output.write(line + "\n")
-    if unknown:
-        print(f"{unknown:,} of these characters the model has never seen; scored as the unknown", file=sys.stderr)
+    if found.unknown:
+        print(f"{found.unknown:,} of these characters the model has never seen; scored as the unknown", file=sys.stderr)

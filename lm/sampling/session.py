@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lm.config.options import COPYING, ModelConfig
 from lm.corpora.tokenizer import CharTokenizer
@@ -21,6 +22,19 @@ from lm.sampling.text import Piece, start_ids, write
 
 PIECE = 65_536
 """Characters of a scored text whose ids are in memory at a time."""
+
+
+class Score(NamedTuple):
+    """What `Session.score` has found of a text."""
+
+    characters: int
+    """that were scored"""
+    bytes: int
+    """of these characters in UTF-8"""
+    total: float
+    """sum of their log-probabilities"""
+    unknown: int
+    """characters of the text that the model has never seen"""
 
 
 @contextmanager
@@ -112,20 +126,22 @@ class Session:
                     self.positions[piece.sample] = piece.position
             yield pieces
 
-    def score(self, texts: Iterable[str]) -> tuple[int, float, int]:
-        """Read a text in pieces; returns (characters scored, sum of their log-probabilities, unknown characters)."""
+    def score(self, texts: Iterable[str]) -> Score:
+        """Read a text in pieces."""
         if len(self.positions) > 1:
             raise UserError(f"--score needs a state of one sample, this one holds {len(self.positions)}")
-        count, total, unknown = 0, 0.0, 0
+        found = Score(0, 0, 0.0, 0)
         position = self.positions[0] if self.positions else None
         for text in texts:
             for start in range(0, len(text), PIECE):
                 ids = self.tokenizer.encode(text[start : start + PIECE])
                 logs, position = score(self.engine, ids, position)
-                count, total = count + len(logs), total + float(logs.sum())
-                unknown += int((ids == self.tokenizer.unknown).sum())
+                characters, size = self.tokenizer.count(ids[len(ids) - len(logs) :])
+                unknown = int((ids == self.tokenizer.unknown).sum())
+                new = characters, size, float(logs.sum()), unknown
+                found = Score._make(a + b for a, b in zip(found, new, strict=True))
         self.positions = [position] if position else []
-        return count, total, unknown
+        return found
 
     def reseed(self, seed: int) -> None:
         """Start new streams of random numbers."""

@@ -1,12 +1,14 @@
 """Text from a decoder: samples, log-probabilities, stop strings; `generate` is all that most programs need."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
-from lm.corpora.tokenizer import CharTokenizer
+from lm.corpora.tokenizer import CharTokenizer, shown
 from lm.sampling.decoder import Decoder, Engine, Position, read
 from lm.sampling.filters import SamplingOptions, log_probability
 
@@ -28,6 +30,40 @@ class Piece(NamedTuple):
     """where the sample ends, after the stop string and any text that was held back for one"""
 
 
+@dataclass
+class Unsent:
+    """What a sample has written and not passed on yet."""
+
+    tokenizer: CharTokenizer
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """of a last character that is not whole yet"""
+    id_logs: list[float] = field(default_factory=list)
+    """log-probabilities of these ids, if they were asked for"""
+    text: str = ""
+    """whole characters; bytes that are not UTF-8 as `lm.corpora.tokenizer` has them"""
+    logs: list[float] = field(default_factory=list)
+    """log-probability of each of these characters"""
+    length: int = 0
+    """characters of the sample so far, whole ones"""
+
+    def add(self, ids: np.ndarray, logs: list[float]) -> None:
+        """Add the next ids (n,), and their log-probabilities or nothing."""
+        ids = np.append(self.ids, ids)
+        text, used = self.tokenizer.decode_begun(ids)
+        self.ids, self.text, self.length = ids[used:], self.text + text, self.length + len(text)
+        self.id_logs += logs
+        for character in text if logs else "":
+            size = len(self.tokenizer.encode(character))
+            self.logs.append(sum(self.id_logs[:size]))
+            del self.id_logs[:size]
+
+    def take(self, row: int, count: int, finish: str, position: Position | None) -> Piece:
+        """Pass on the first `count` characters."""
+        piece = Piece(row, shown(self.text[:count]), self.logs[:count], finish, position)
+        self.text, self.logs = self.text[count:], self.logs[count:]
+        return piece
+
+
 def write(
     decoder: Decoder,
     tokenizer: CharTokenizer,
@@ -39,37 +75,47 @@ def write(
 ) -> Iterator[list[Piece]]:
     """Continue all texts of a decoder. Yields, a few characters at a time, a piece of each sample that has not ended.
 
+    A sample ends with a whole character.
+
     Args:
-        chars: characters to write of each sample; None for no end.
+        chars: characters to write of each sample; None for no end. Up to 3 more where bytes are not UTF-8, as one byte
+            may show that those before it are not.
         stops: a sample ends before the first of these strings.
         interrupted: called before each yield; true ends all samples.
     """
-    held = {row: ("", list[float]()) for row in range(len(decoder.logits))}
-    written, burst = 0, 1
-    while held and written != chars:
+    held = {row: Unsent(tokenizer) for row in range(len(decoder.logits))}
+    burst = 1
+    while held and chars != 0:
         if interrupted():
-            yield [Piece(row, *rest, "interrupted", decoder.position(row)) for row, rest in held.items()]
-            return
+            burst = 1
+            if whole := {row: unsent for row, unsent in held.items() if not len(unsent.ids)}:
+                held = {row: unsent for row, unsent in held.items() if row not in whole}
+                yield [x.take(row, len(x.text), "interrupted", decoder.position(row)) for row, x in whole.items()]
+                continue
         before, start = decoder.logits, perf_counter()
-        ids = decoder.write(options, burst if chars is None else min(burst, chars - written))
-        written += len(ids)
+        left = math.inf if chars is None else chars - max(unsent.length for unsent in held.values())
+        ids = decoder.write(options, max(1, int(min(burst, left - 3))))  # at most 3 more characters than ids
         if not log_probabilities and perf_counter() - start < BURST_SECONDS:
             burst = min(2 * burst, BURST)
         logs = [[x] for x in log_probability(before, ids[0]).tolist()] if log_probabilities else [[]] * ids.shape[1]
         pieces = []
-        for row, (text, text_logs) in list(held.items()):
-            text, text_logs = text + tokenizer.decode(ids[:, row]), text_logs + logs[row]
-            ready, end = find_stop(text, stops) if stops else (len(text), 0)
-            finish, position = "", None
-            if end:
-                finish, position = "stop", decoder.position(row, len(text) - end)
-            elif written == chars:
-                ready, finish, position = len(text), "length", decoder.position(row)
-            pieces.append(Piece(row, text[:ready], text_logs[:ready], finish, position))
-            held[row] = text[ready:], text_logs[ready:]
+        for row, unsent in list(held.items()):
+            unsent.add(ids[:, row], logs[row])
+            ready, finish, back = _ready(unsent, chars, stops)
             if finish:
                 del held[row]
+            pieces.append(unsent.take(row, ready, finish, decoder.position(row, back) if finish else None))
         yield pieces
+
+
+def _ready(unsent: Unsent, chars: int | None, stops: Sequence[str]) -> tuple[int, str, int]:
+    """How many characters of a sample can be passed on, why it ends with them, and how many ids are after its end."""
+    ready, end = find_stop(unsent.text, stops) if stops else (len(unsent.text), 0)
+    if end:
+        return ready, "stop", len(unsent.tokenizer.encode(unsent.text[end:])) + len(unsent.ids)
+    if chars is not None and unsent.length >= chars and not len(unsent.ids):
+        return len(unsent.text), "length", 0
+    return ready, "", 0
 
 
 def find_stop(text: str, stops: Sequence[str]) -> tuple[int, int]:
@@ -89,7 +135,7 @@ def find_stop(text: str, stops: Sequence[str]) -> tuple[int, int]:
 
 def start_ids(tokenizer: CharTokenizer, prompt: str) -> np.ndarray:
     """Ids of a prompt. An empty prompt stands for the start of a line."""
-    return tokenizer.encode(prompt or ("\n" if "\n" in tokenizer.characters else tokenizer.characters[0]))
+    return tokenizer.encode(prompt or (tokenizer.characters[0] if tokenizer.missing("\n") else "\n"))
 
 
 def generate(

@@ -248,12 +248,13 @@ def announce(
 def report(run: "Run", status: str) -> None:
     """Print how training ended, and what to do next."""
     summary = run.summary()
+    unit = "byte" if run.config().data.vocabulary == "bytes" else "character"
     if "step" in summary:
         memory = f", {summary['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in summary else ""
         print_status(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")
-        print_status(f" ({summary['chars_per_second']:,.0f} characters/s{memory})")
+        print_status(f" ({summary['chars_per_second']:,.0f} {unit}s/s{memory})")
     if best := summary.get("best"):
-        print_status(f"best validation loss: {best['val/loss']:.4f} nats/char windowed", end="")
+        print_status(f"best validation loss: {best['val/loss']:.4f} nats/{unit[:4]} windowed", end="")
         print_status(f", {best['val/loss_streaming']:.4f} streaming" if "val/loss_streaming" in best else "", end="")
         print_status(f"; accuracy {best['val/accuracy']:.2%}" if "val/accuracy" in best else "")
     print_status(f"the run is in {run.path}")

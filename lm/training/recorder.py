@@ -79,6 +79,9 @@ class Recorder(Callback):
         if self.loss_sum.dim():
             same = len(self.loss_sum) == trainer.world_size
             self.loss_sum = self.loss_sum[trainer.global_rank].clone() if same else self.loss_sum.mean()
+        if trainer.is_global_zero:  # what a comparison of bytes with characters needs
+            size = self.corpus.bytes_per_character(self.task.config.eval.chars)
+            self.run.update_summary(bytes_per_character=round(size, 6))
         self.task.clock.start()
 
     def _require_same_everywhere(self, world_size: int) -> None:

@@ -14,6 +14,8 @@ RESUMABLE = ("trainer.max_steps", "trainer.max_minutes", "trainer.patience", "lo
 """Options that may change when a run is resumed; others would make it another run, and need --allow_changes."""
 CHANGEABLE_MODEL = ("model.dropout", "model.compile")
 """Options of the model that its weights do not depend on."""
+FIXED = ("optim.name", "data.vocabulary")
+"""Other options that can never change: the optimiser's state and the weights depend on them."""
 CARRIED = ("data.sampling", "data.batch_size", "trainer.accumulate")
 """Options that the state carried by data.sampling streams depends on."""
 
@@ -34,7 +36,7 @@ def changed_options(before: Config, now: Config, allowed: bool, run: "Run") -> d
     old, new = before.flat(), now.flat()
     changed = {key: [old[key], value] for key, value in new.items() if value != old[key]}
     for key, (value, _) in changed.items():
-        fixed = (key.startswith("model.") and key not in CHANGEABLE_MODEL) or key == "optim.name"
+        fixed = (key.startswith("model.") and key not in CHANGEABLE_MODEL) or key in FIXED
         if fixed or (key in CARRIED and "streams" in (before.data.sampling, now.data.sampling)):
             raise UserError(f"{key} is {value} in {run.path} and cannot change on resuming; start a new run")
         if not key.startswith(RESUMABLE) and not allowed:

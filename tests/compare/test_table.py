@@ -32,6 +32,7 @@ def test_measures_of_a_run(tmp_path, capsys):
     assert {name: run[name] for name in table.MEASURES} == {
         "parameters": 12_345,
         "val/loss": 1.5,
+        "loss_per_byte": None,
         "val/loss_streaming": 1.7,
         "val/accuracy": 0.6,
         "bits_per_char": pytest.approx(1.5 / 0.693147, rel=1e-6),

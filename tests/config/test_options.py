@@ -9,8 +9,8 @@ from lm.files import UserError
 
 DEFAULTS = """
 name: null, seed: 1, runs: runs, init: null
-data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: shuffled, column: text, split: null,
-       revision: null, tuning: false, copying: {tokens: 16, vocabulary: 16}}
+data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: shuffled, vocabulary: characters, column: text,
+       split: null, revision: null, tuning: false, copying: {tokens: 16, vocabulary: 16}}
 model: {mixer: mingru, options: {expansion: null, convolution: null, gate_bias: null, d_state: null, heads: null,
         window: null, positions: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0,
         dropout: 0.0, compile: false}
@@ -51,6 +51,7 @@ NUMBERS = {
 """Of options that are any numbers: a smallest and a largest value, a value that is too small, one that is too large."""
 CHOICES = {
     "data.sampling": ["shuffled", "windows", "streams"],
+    "data.vocabulary": ["characters", "bytes"],
     "model.mixer": ["mingru", "minlstm", "attention", "mamba", "s4d", "gru", "lstm", "gru_reference", "lstm_reference"],
     "model.mlp": ["relu2", "gelu", "swiglu", "none"],
     "model.options.positions": ["rotary", "learned"],

@@ -1,5 +1,8 @@
 """A corpus as a whole: its split, its pieces, and the texts that are refused."""
 
+import gzip
+import lzma
+
 import numpy as np
 import pytest
 
@@ -77,3 +80,40 @@ def test_streams_that_are_shorter_than_the_context_are_refused(tmp_path, charact
     assert len(module.load(config).ids) == characters
     config.sampling, config.batch_size = "windows", batch_size
     assert len(module.load(config).ids) == characters
+
+
+# ---- bytes
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("content", [bytes(range(256)) * 3, "ж語\r\n".encode() * 40, "ж語".encode("utf-16") * 40])
+def test_bytes_are_taken_from_any_file(tmp_path, content, ending):
+    """Binary, text, text in another encoding; nothing is dropped or changed."""
+    packed = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+    if ending == ".zst":
+        packed[ending] = pytest.importorskip("zstandard").compress
+    (tmp_path / f"t{ending}").write_bytes(packed[ending](content))
+    corpus = load(tmp_path / f"t{ending}", vocabulary="bytes")
+    assert corpus.ids.astype(np.uint8).tobytes() == content
+    again = load(tmp_path / f"t{ending}", vocabulary="bytes")
+    assert again.ids.tolist() == corpus.ids.tolist() and again.border == corpus.border and again.digest == corpus.digest
+    assert again.ids.filename != corpus.ids.filename and str(again) == f"{len(content)} bytes, 256 distinct"
+
+
+def test_both_vocabularies_split_a_text_at_the_same_character(tmp_path):
+    """Although 90 % of the bytes of this one are far from 90 % of its characters. Both are in the cache."""
+    text = "abcdefgh" * 100 + "語" * 400
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    for _ in range(2):
+        bytes_, characters = (load(tmp_path / "t.txt", vocabulary=kind) for kind in ("bytes", "characters"))
+        assert bytes_.tokenizer.decode(bytes_.validation) == "語" * 120
+        assert characters.tokenizer.decode(characters.validation) == "語" * 120
+    assert bytes_.bytes_per_character(10**6) == 359 / 119 and characters.bytes_per_character(10**6) == 3
+    tuning = [load(tmp_path / "t.txt", vocabulary=kind, tuning=True) for kind in ("bytes", "characters")]
+    assert [corpus.tokenizer.decode(corpus.validation) for corpus in tuning] == ["語" * 108] * 2
+
+
+def test_several_files_are_joined_by_a_line_end_in_bytes_too(tmp_path):
+    for name, content in (("a", b"\xff\xe2\x82"), ("b", b"\x82" * 200)):
+        (tmp_path / name).write_bytes(content)
+    assert load(tmp_path / "*", vocabulary="bytes").ids.tolist() == [0xFF, 0xE2, 0x82, 0x0A] + [0x82] * 200

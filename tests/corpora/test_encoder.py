@@ -9,7 +9,7 @@ import pytest
 
 from lm.corpora import encoder
 from lm.corpora.encoder import BLOCK, checksums_of, encode
-from lm.corpora.tokenizer import CharTokenizer
+from lm.corpora.tokenizer import BYTES, ByteTokenizer, CharTokenizer
 
 LETTERS = [chr(code) for code in range(0x21, 0x2FFFF) if not 0xD800 <= code < 0xE000 and code != 0xFFFD]
 
@@ -46,12 +46,23 @@ def test_the_width_of_the_ids_grows_with_the_vocabulary(count, unknown, monkeypa
     check(text, [text[i : i + 1777] for i in range(0, len(text), 1777)])
 
 
-def test_memory_does_not_grow_with_the_text(tmp_path):
+def test_bytes_are_their_own_ids():
+    file, text = io.BytesIO(), "aж\udcff語"  # the byte 0xff is not UTF-8
+    found = encode([text[:2], "", text[2:]], file, ByteTokenizer())
+    file.seek(0)
+    ids = np.load(file)
+    assert ids.tolist() == list(text.encode("utf-8", "surrogateescape")) and found.length == len(ids) == 7
+    assert found.digest == hashlib.sha256(BYTES.encode() + ids.tobytes()).hexdigest()
+    assert found.checksums == checksums_of(ids.tobytes()) and type(found.tokenizer) is ByteTokenizer
+
+
+@pytest.mark.parametrize("tokenizer", [None, ByteTokenizer()])
+def test_memory_does_not_grow_with_the_text(tmp_path, tokenizer):
     peaks = []
-    for count in (32, 128):
+    for count in (12, 40):
         with (tmp_path / str(count)).open("x+b") as file:
             tracemalloc.start()
-            encode(("to be or not to be\n" * 50_000 for _ in range(count)), file)
+            encode(("to be or not to be\n" * 50_000 for _ in range(count)), file, tokenizer)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]
