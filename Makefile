@@ -87,6 +87,7 @@ performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 	$(BIN)/char-lm bench corpus --insert docs/scale.md
 	$(BIN)/char-lm bench context --insert docs/scale.md
+	$(BIN)/char-lm bench split --insert docs/scale.md
 	$(BIN)/char-lm bench onnx --insert docs/formats.md
 
 # docs/reliability.md: killed processes, damaged files, precisions, threads, two nodes; an hour.

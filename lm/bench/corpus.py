@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lm.bench import measure, options, trainings
@@ -53,7 +54,10 @@ def make_text(path: Path, size: int) -> None:
 
 
 def train(folder: Path, name: str, steps: int, characters: int = 1536, more: Sequence[str] = ()) -> dict[str, float]:
-    """Train on the text in a folder. Returns the seconds until the first step, the memory in MB, and characters/s.
+    """Train on the text in a folder.
+
+    Returns the seconds until the first step, the memory in MB (of several processes the most of any), characters/s, and
+    the training loss of the last step.
 
     Args:
         characters: of a step, by default those of the default options.
@@ -67,13 +71,26 @@ def train(folder: Path, name: str, steps: int, characters: int = 1536, more: Seq
     process = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:
-        peak = max(peak, anonymous_memory(process.pid))
+        peak = max(peak, *map(anonymous_memory, (process.pid, *children(process.pid))))
         time.sleep(0.01)
     if process.returncode:
         raise UserError(f"char-lm train ended with code {process.returncode}")
     summary = Run(folder / name).summary()
     speed = characters / trainings.seconds_per_step(folder / name)
-    return {"start": summary["startup_seconds"], "memory": peak, "speed": speed}
+    return {
+        "start": summary["startup_seconds"],
+        "memory": peak,
+        "speed": speed,
+        "loss": summary["final"]["train/loss"],
+    }
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started; none where the system does not tell, or after its end."""
+    with suppress(OSError):
+        found = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8")
+        return [int(word) for word in found.split()]
+    return []
 
 
 def anonymous_memory(process: int) -> float:

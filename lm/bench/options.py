@@ -236,6 +236,20 @@ class Context(Common):
 
 
 @dataclass
+class Split(Common):
+    """Memory and losses of `char-lm train --trainer.split time` by the number of processes."""
+
+    processes: Annotated[list[Count], Quick([1, 2])] = field(default_factory=lambda: [1, 2, 4])
+    """numbers of processes"""
+    context: Annotated[Count, Quick(512)] = 65536
+    """characters of the only sequence of a batch"""
+    steps: Count = 3
+    """steps in one run"""
+    mixer: Literal["mingru", "minlstm", "mamba"] = "mingru"
+    """what mixes over time"""
+
+
+@dataclass
 class Onnx(Timed, Common):
     """ONNX graphs in onnxruntime: the difference of their logits from the model's."""
 
@@ -253,6 +267,8 @@ class Onnx(Timed, Common):
 
 BENCHMARKS: dict[str, type[Common]] = {
     kind.__name__.lower(): kind
-    for kind in (Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus, Context, Onnx)
+    for kind in (
+        Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus, Context, Split, Onnx,
+    )  # fmt: skip
 }
 """Each benchmark is the module of its name in this package."""

@@ -66,10 +66,14 @@ class Mamba(Mixer):
         u = silu(u)
         delta, B, C = self.select(u)
         if cut:
-            product = torch.exp(-self.A_log.exp() * softplus(widen(delta)).sum(1)[:, None])  # (B, N, E)
-            h = first_state(product, selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)[1])
+            h = first_state(self._stretch, u, delta, B, C, h)
         y, h = selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)
         return self.output(y * silu(gate)), (h, *past)
+
+    def _stretch(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """What `first_state` needs: the product of exp(dt A), and the last state from h, both (B, N, E)."""
+        product = torch.exp(-self.A_log.exp() * softplus(widen(delta)).sum(1)[:, None])
+        return product, selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)[1]
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, *past = state

@@ -59,11 +59,14 @@ class MinGRU(Mixer):
             kept = (now,)
         projection = self.projection(x)
         if cut:
-            *logits, _ = widen(projection).chunk(self.gates + 1, dim=-1)
-            product = torch.exp(-softplus(gate_logits(logits)).sum(1))  # of 1 - z
-            h0 = first_state(product, self.scan(projection)[1])
+            h0 = first_state(self._stretch, projection)
         h, h_last = self.scan(projection, h0)
         return self.down(h), (h_last, *kept)
+
+    def _stretch(self, projection: Tensor) -> tuple[Tensor, Tensor]:
+        """What `first_state` needs: the product of 1 - z, and the last state, both (B, expansion * D)."""
+        *logits, _ = widen(projection).chunk(self.gates + 1, dim=-1)
+        return torch.exp(-softplus(gate_logits(logits)).sum(1)), self.scan(projection)[1]
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, *past = state

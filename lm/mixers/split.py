@@ -5,13 +5,14 @@ state that the stretch reaches from zero. All processes exchange these two, in o
 backward, and each computes the state at its start (LASP-2, arXiv 2502.07563).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 NOTHING = 0.0
 """What the first process takes of others: it must take part in the exchange of gradients all the same."""
@@ -40,13 +41,14 @@ def last_inputs(x: Tensor, count: int) -> Tensor:
     return gathered[rank - 1] if rank else NOTHING * gathered[0]
 
 
-def first_state(product: Tensor, last: Tensor) -> Tensor:
+def first_state(stretch: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor) -> Tensor:
     """The state before this stretch.
 
     Args:
-        product: of the factors of a channel over this stretch.
-        last: the state that this stretch reaches from zero, of the same shape.
+        stretch: from the inputs, the product of the factors of a channel over this stretch, and the state that it
+            reaches from zero, of the same shape. Backward computes it again, as it would keep much for these two.
     """
+    product, last = checkpoint(stretch, *inputs, use_reentrant=False, preserve_rng_state=False)
     gathered = gather(torch.stack([product, last]))
     state = NOTHING * gathered[0, 1]
     for product_before, last_before in gathered[: dist.get_rank()]:

@@ -1,6 +1,7 @@
 """`char-lm bench corpus`."""
 
 import os
+import subprocess
 
 import numpy as np
 
@@ -26,6 +27,14 @@ def test_a_real_training(tmp_path):
     corpus.make_text(tmp_path / "text.txt", 10**6)
     found = corpus.train(tmp_path, "a", 6)
     assert 1 < found["start"] < 100 and 100 < found["memory"] < 2000 and found["speed"] > 100
+
+
+def test_children_are_found():
+    before = corpus.children(os.getpid())
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert corpus.children(os.getpid()) == [*before, child.pid]
+        child.kill()
+    assert corpus.children(2**30) == []
 
 
 def test_anonymous_memory_is_what_is_allocated():
