@@ -153,7 +153,34 @@ def _open(path: Path) -> Any:
         import zstandard
     except ModuleNotFoundError:
         raise UserError(f"{path}: reading .zst needs the package zstandard: pip install zstandard") from None
-    return Unpacked(zstandard.open(path, "rb"), path)
+    return Unpacked(Frames(path, zstandard.ZstdDecompressor()), path)
+
+
+class Frames:
+    """A .zst file that must have its end, which zstandard's own reader does not miss."""
+
+    def __init__(self, path: Path, decompressor: Any) -> None:
+        self._pieces = self._read(path, decompressor)
+
+    @staticmethod
+    def _read(path: Path, decompressor: Any) -> Iterator[bytes]:
+        frame = None
+        with path.open("rb") as file:
+            while raw := file.read(2**12):  # which become 2**27 bytes at most
+                while raw:
+                    frame = frame or decompressor.decompressobj()
+                    yield frame.decompress(raw)
+                    raw, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+        if frame is not None:
+            raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, not always `size`; none at the end. Raises EOFError if that is missing."""
+        return next(filter(None, self._pieces), b"")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pieces.close()  # type: ignore[attr-defined]
 
 
 class Unpacked:

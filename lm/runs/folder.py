@@ -19,6 +19,7 @@ records the sizes of the appended ones.
 
 import json
 import os
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,10 @@ class Run:
         if self.exists:
             raise UserError(f"{self.path} exists already; choose another --name, or go on with --resume")
         self._write_files(config, tokenizer, environment(digest), None)
+
+    def remove(self) -> None:
+        """Remove the folder of a run that has not begun to train."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def resume(
         self,

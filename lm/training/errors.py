@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from lm.files import UserError, is_out_of_memory
 
 LOST = ("by peer", "timed out", "timeout", "connection was closed", "failed to connect", "connection refused")
-"""Signs of a lost process in the messages of gloo, NCCL and the store that all meet at."""
+"""Signs of a lost process in the messages of gloo and NCCL; errors of the store that all meet at have types: Dist..."""
 
 
 class Diverged(Exception):
@@ -31,7 +31,7 @@ def user_errors() -> Iterator[None]:
             raise UserError(
                 "out of memory: lower data.batch_size, data.context or model.width, or raise trainer.accumulate"
             ) from error
-        if any(sign in str(error).lower() for sign in LOST):
-            reason = str(error).strip().splitlines()[0]
+        if any(sign in str(error).lower() for sign in LOST) or type(error).__name__.startswith("Dist"):
+            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"another process of this training has died or cannot be reached: {reason}") from error
         raise

@@ -11,10 +11,17 @@ from lm.config.options import Config
 from lm.config.resolve import Start, read_words, resolve
 from lm.files import UserError
 from lm.training.clock import Clock
-from lm.training.processes import RUN_NAME, add_launch, end_with_launcher, is_first_process, print_status
+from lm.training.processes import (
+    RUN_NAME,
+    add_launch,
+    end_with_launcher,
+    is_first_process,
+    print_status,
+    wait_for_first_process,
+)
 from lm.training.resume import changed_options, is_finished
 from lm.training.start import Stages, import_libraries, keep_freed_memory
-from lm.training.trainer import make_trainer, quieten, resolve_precision
+from lm.training.trainer import GROUP_SECONDS, make_trainer, quieten, resolve_precision
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -168,8 +175,9 @@ def train(
         trainer.loggers = make_loggers(config, run, saved.step if saved else 0)
         stages.end("wandb start")
     announce(config, corpus, model.parameters_total, trainer, run, reason)
+    wait_for_first_process(GROUP_SECONDS)
     checkpoint = run.checkpoints / "last.ckpt" if saved else None
-    return fit(trainer, task, CorpusDataModule(corpus, config), checkpoint, recorder)
+    return fit(trainer, task, CorpusDataModule(corpus, config), checkpoint, recorder, new=changed is None)
 
 
 def make_model(config: Config, corpus: "Corpus | Copying", new: bool) -> "LanguageModel":
@@ -192,8 +200,12 @@ def make_model(config: Config, corpus: "Corpus | Copying", new: bool) -> "Langua
     return model
 
 
-def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, recorder: "Recorder") -> int:
-    """Train, and write a summary however it ends. Returns the exit code."""
+def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, recorder: "Recorder", new: bool) -> int:
+    """Train, and write a summary however it ends. Returns the exit code.
+
+    Args:
+        new: remove the run folder if an error comes before training begins, so that the same command can be repeated.
+    """
     from lm.training.errors import Diverged, Interrupted, user_errors
     from lm.training.trackers import log_best
 
@@ -208,9 +220,17 @@ def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, re
         status = "diverged"
         print_status(f"stopped: {error}. The last good checkpoint is kept; try a lower --optim.lr or --optim.muon_lr")
     except UserError as error:
-        raise UserError(f"{error}. Then go on with: char-lm train --resume {recorder.run.path}") from None
+        if new and not recorder.began:
+            if is_first_process():
+                for logger in trainer.loggers:
+                    logger.finalize("failed")
+                recorder.run.remove()
+            raise
+        raise UserError(
+            f"{str(error).rstrip('.')}. Then go on with: char-lm train --resume {recorder.run.path}"
+        ) from None
     finally:
-        if is_first_process():
+        if is_first_process() and recorder.run.exists:
             with suppress(UserError):  # the disk may still be full
                 recorder.write_summary(trainer, status)
     if is_first_process():

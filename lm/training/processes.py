@@ -3,7 +3,9 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
+import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -57,6 +59,31 @@ def is_first_process() -> bool:
     """Whether this process has the global rank 0; only that one makes the run folder and prints."""
     names = ["RANK"] if "RANK" in os.environ else RANKS
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def wait_for_first_process(seconds: float) -> None:
+    """Wait until somebody answers at the address where a launcher says that all processes meet.
+
+    torch's own store tries for longer, and prints what happens below it.
+
+    Raises:
+        UserError: nobody does.
+    """
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not host or launch() is None or is_first_process():
+        return
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=max(1, deadline - time.monotonic())).close()
+            return
+        except (OSError, ValueError, OverflowError) as error:  # also an unknown host, or what is no port
+            if time.monotonic() > deadline or not isinstance(error, OSError):
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(
+                    f"nobody answers at {host}:{port} (MASTER_ADDR, MASTER_PORT), where all processes meet: {reason}"
+                ) from None
+            time.sleep(0.5)
 
 
 def end_with_launcher() -> None:

@@ -1,6 +1,7 @@
 """Lightning's trainer: devices, precision."""
 
 import logging
+import os
 import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ GROUP_SECONDS = 60
 
 
 def quieten() -> None:
-    """Hide Lightning's hints about settings that are meant."""
+    """Hide Lightning's hints about settings that are meant, and what torch logs of errors that become one line."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", ".*srun.*"):

@@ -1,5 +1,6 @@
 """Where texts come from: names, paths, folders, globs, tables, the Hub; and what cannot be read."""
 
+import gzip
 import http.server
 import json
 import lzma
@@ -50,6 +51,19 @@ def test_a_text_in_pieces_is_the_text(tmp_path):
     for name in ("t.txt", "t.txt.xz"):
         for size in (1, 2, 3, 100, 10_000):
             assert "".join(read_pieces(tmp_path / name, size)) == text[1:]
+
+
+@pytest.mark.parametrize("ending", ["gz", "xz", "zst"])
+@pytest.mark.parametrize("vocabulary", ["characters", "bytes"])
+def test_compressed_files_without_their_end_are_refused(tmp_path, ending, vocabulary):
+    """zstandard's own reader takes such a file for whole."""
+    zst = pytest.importorskip("zstandard").compress if ending == "zst" else None
+    packed = {"gz": gzip.compress, "xz": lzma.compress, "zst": zst}[ending](os.urandom(40_000).hex().encode())
+    (tmp_path / f"t.{ending}").write_bytes(packed[:-20])
+    with pytest.raises(UserError, match=f"t.{ending}: Compressed file ended before the end-of-stream marker"):
+        load(tmp_path / f"t.{ending}", vocabulary=vocabulary)
+    (tmp_path / f"u.{ending}").write_bytes(packed * 2)  # one after the other is allowed, in all three formats
+    assert len(load(tmp_path / f"u.{ending}", vocabulary=vocabulary).ids) == 160_000
 
 
 @pytest.mark.parametrize("content", [b"good, then \xff", b"cut \xe2\x82"])

@@ -304,7 +304,7 @@ def test_score_takes_constant_memory(run, capsys, tmp_path):
     )
     session.score(["a"])
     tracemalloc.start()
-    count, _, unknown = session.score(read_pieces(tmp_path / "t", 1 << 18))
+    count, _, _, unknown = session.score(read_pieces(tmp_path / "t", 1 << 18))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (count, unknown) == (3_000_000, 0) and peak < 2_500_000

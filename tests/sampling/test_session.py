@@ -182,17 +182,17 @@ def loss(text: str) -> float:
 
 def test_a_text_is_scored_in_pieces(session):
     text = "AB" + expected("AB", 40)
-    count, total, unknown = session.score([text[:1], text[1:20], text[20:]])
+    count, _, total, unknown = session.score([text[:1], text[1:20], text[20:]])
     assert (count, unknown) == (41, 0) and total == pytest.approx(loss(text), rel=1e-5)
-    count, total, _ = session.score(["ZZ"])  # after that text
+    count, _, total, _ = session.score(["ZZ"])  # after that text
     assert count == 2 and total == pytest.approx(loss(text + "ZZ") - loss(text), rel=1e-4)
     session.positions = []
-    assert session.score([]) == (0, 0.0, 0) and session.positions == []
+    assert session.score([]) == (0, 0, 0.0, 0) and session.positions == []
     assert session.score(["A"]) == (0, 0.0, 0) and len(session.positions) == 1
 
 
 def test_unknown_characters_are_scored_as_the_unknown(session):
-    count, total, unknown = session.score(["AxByC"])
+    count, _, total, unknown = session.score(["AxByC"])
     assert (count, unknown) == (4, 2) and total == pytest.approx(loss("A\ufffdB\ufffdC"), rel=1e-5)
 
 
@@ -209,7 +209,7 @@ def test_a_long_piece_is_encoded_bit_by_bit(session):
     sizes, encode = [], TOKENIZER.encode
     session.engine, session.tokenizer = Uniform(), CharTokenizer(TOKENIZER.characters)
     session.tokenizer.encode = lambda text: (sizes.append(len(text)), encode(text))[1]
-    count, total, _ = session.score(["AB" * 100_000])
+    count, _, total, _ = session.score(["AB" * 100_000])
     assert count == 199_999 and total == pytest.approx(-199_999 * math.log(30), rel=1e-6)
     assert max(sizes) <= 65_536 and sum(sizes) == 200_000
 

@@ -18,7 +18,7 @@ from lm.config.options import Config
 from lm.files import UserError
 from lm.runs.folder import Run
 from lm.training.main import existing_run
-from lm.training.processes import RANKS, add_launch, is_first_process, launch
+from lm.training.processes import RANKS, add_launch, is_first_process, launch, wait_for_first_process
 from lm.training.recorder import Recorder
 from tests.commands import ROOT, train
 from tests.conftest import SMALL
@@ -310,6 +310,36 @@ def test_an_error_of_the_other_process_ends_the_run(tmp_path, corpus):
     os.kill(int(found[0]), signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode != 0
+
+
+def test_a_master_that_nobody_serves_is_refused(started, unused_port):
+    """By all but the first process, which serves; before torch is asked."""
+    rank = "LOCAL_WORLD_SIZE=1 WORLD_SIZE=2 RANK={} MASTER_ADDR={} MASTER_PORT={}".format
+    for host, port in (("127.0.0.1", unused_port), ("no-such-host.invalid", 29500), ("127.0.0.1", "70000"), ("x", "y")):
+        started(rank(1, host, port))
+        with pytest.raises(UserError, match=f"nobody answers at {host}:{port} .MASTER_ADDR, MASTER_PORT."):
+            wait_for_first_process(0)
+    started(rank(0, "127.0.0.1", unused_port))
+    wait_for_first_process(0)
+    with socket.create_server(("127.0.0.1", unused_port)):
+        started(rank(1, "127.0.0.1", unused_port))
+        wait_for_first_process(0)
+
+
+def test_a_run_that_could_not_begin_leaves_nothing(run_train, tmp_path, monkeypatch, capsys):
+    """Processes that are not of a kind, or do not meet: the same command can be given again."""
+
+    def refuse(*_):
+        raise UserError("process 1 has another text as data.corpus than process 0.")
+
+    path = run_train("b", "--trainer.max_steps", "2")
+    monkeypatch.setattr(Recorder, "on_train_start", refuse)
+    run_train("a", "--trainer.max_steps", "2", "--log.wandb", "offline", code=2)
+    assert not (tmp_path / "a").exists() and "--resume" not in capsys.readouterr().err
+    assert train(["--resume", str(path), "--trainer.max_steps", "4"]) == 2
+    assert f"than process 0. Then go on with: char-lm train --resume {path}" in capsys.readouterr().err
+    monkeypatch.undo()
+    run_train("a", "--trainer.max_steps", "2")
 
 
 @pytest.mark.parametrize(
