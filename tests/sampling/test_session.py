@@ -188,7 +188,7 @@ def test_a_text_is_scored_in_pieces(session):
     assert count == 2 and total == pytest.approx(loss(text + "ZZ") - loss(text), rel=1e-4)
     session.positions = []
     assert session.score([]) == (0, 0, 0.0, 0) and session.positions == []
-    assert session.score(["A"]) == (0, 0.0, 0) and len(session.positions) == 1
+    assert session.score(["A"]) == (0, 0, 0.0, 0) and len(session.positions) == 1
 
 
 def test_unknown_characters_are_scored_as_the_unknown(session):
