@@ -33,7 +33,7 @@ HEADER = ("text, MB", "first start, s", "second start, s", "memory, MB", "chars/
 def run(arguments: options.Corpus) -> Row:
     """Train on a text of each size, twice."""
     about = measure.heading("char-lm train by size of the text", options.OnDevice(device="cpu"), "precision auto")
-    rows = []
+    rows: list[Row] = []
     for megabytes in arguments.megabytes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -268,7 +268,20 @@ class Onnx(Timed, Common):
 BENCHMARKS: dict[str, type[Common]] = {
     kind.__name__.lower(): kind
     for kind in (
-        Overhead, Cell, Busy, Train, Length, Numerics, Sample, Parameters, Step, Start, Corpus, Context, Split, Onnx,
-    )  # fmt: skip
+        Overhead,
+        Cell,
+        Busy,
+        Train,
+        Length,
+        Numerics,
+        Sample,
+        Parameters,
+        Step,
+        Start,
+        Corpus,
+        Context,
+        Split,
+        Onnx,
+    )
 }
 """Each benchmark is the module of its name in this package."""
