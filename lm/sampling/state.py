@@ -24,11 +24,16 @@ FORMAT, VERSION = "char-lm state", 1
 
 TRAINING_ONLY = ("dropout", "compile", "residual_init")
 """Options of a model that do not change what trained weights compute."""
+ADDED = ("positions",)
+"""Options of mixers that states of 0.1.0 do not know: they count only where they are given."""
 
 
 def fingerprint(model: LanguageModel, characters: str, config: ModelConfig) -> str:
     """SHA-256, in hexadecimal, of all that a state depends on: weights, architecture and vocabulary."""
     described = {name: value for name, value in asdict(config).items() if name not in TRAINING_ONLY}
+    for name in ADDED:
+        if described["options"][name] is None:
+            del described["options"][name]
     return _digest(hashlib.sha256(json.dumps([described, characters], sort_keys=True).encode()), model.state_dict())
 
 
