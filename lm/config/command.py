@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         given = {}
         for key, typed in vars(self.parse_intermixed_args(words)).items():
             field = self.fields[key]
-            given[key] = _read(typed, field.kind)
+            given[key] = read_value(typed, field.kind)
             field.check(given[key], field.flag.removesuffix(key))
             if OUTPUT in field.marks and given[key] is not None:
                 check_output(given[key])
@@ -84,10 +84,10 @@ def _help_entry(field: Field) -> str:
     return textwrap.fill(text, 110, initial_indent=f"  {name:<29} ", subsequent_indent=" " * 32)
 
 
-def _read(typed: str | list[str], kind: Any) -> Any:
+def read_value(typed: str | list[str], kind: Any) -> Any:
     """The value that was typed; the text itself where it is no value of the type, for `Field.check` to refuse."""
     if isinstance(typed, list):
-        return [_read(word, get_args(kind)[0]) for word in typed]
+        return [read_value(word, get_args(kind)[0]) for word in typed]
     if fits(typed, kind) and not (typed == "null" and fits(None, kind)):
         return typed
     try:

@@ -15,6 +15,11 @@ RUN_NAME = "CHAR_LM_RUN_NAME"
 """Environment variable that passes a run's name, if it is made from the time, to the processes of other devices."""
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Variables that torchrun, Lightning or srun sets in the processes that they start. If RANK is there, it decides."""
+WORKER = "CHAR_LM_WORKER"
+"""Environment variable that says that the worker of a search has started this process."""
+PARENTS = {"TORCHELASTIC_RUN_ID": "SIGKILL", WORKER: "SIGTERM"}
+"""Variables that say what has started this process, and the signal that it gets when that is killed. One of a group
+ends at once, as the others would wait for it, and the run's lock would stay taken; one alone saves a checkpoint."""
 PR_SET_PDEATHSIG = 1
 """From Linux's prctl.h."""
 
@@ -87,13 +92,11 @@ def wait_for_first_process(seconds: float) -> None:
 
 
 def end_with_launcher() -> None:
-    """Let the system kill this process when torchrun's agent, which has started it, is killed.
-
-    Its group would wait for it, and the run's lock would stay taken. Does nothing outside torchrun and Linux.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        with suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Let the system end this process when one of PARENTS is killed. Does nothing outside them and Linux."""
+    for name, kind in PARENTS.items():
+        if name in os.environ:
+            with suppress(AttributeError, OSError, TypeError):
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, getattr(signal, kind))
 
 
 def print_status(text: str, end: str = "\n") -> None:

@@ -1,0 +1,1 @@
+"""Searches for good options over many trainings and workers, with Optuna: `char-lm sweep --search`."""
