@@ -12,6 +12,7 @@ function drawAll() {
   drawLegend();
   drawArrivals();
   drawResults();
+  drawParameters();
   drawDifferences();
   drawSamples();
   const drawn = drawCurves();

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from lm.compare import table
+from lm.compare.parameters import parameters
 from lm.compare.runs import HUGE, NAN, RunData, Sample
 from lm.report import style
 from lm.report.format import UNITS, loss
@@ -88,6 +89,8 @@ def payload(runs: list[RunData], metric: str, target: float | None, skipped: lis
         "measures": [[key, each.heading, each.form is loss, each.spread] for key, each in measures],
         "groups": [{"label": item.label, "runs": [str(run.path) for run in item.runs]} for item in table.group(runs)],
         "differences": list(table.differences(runs).items()),
+        "parameters": [vars(parameter) for parameter in parameters(runs)],
+        "unfinished": table.UNFINISHED,
         "corpora": list(dict.fromkeys(run.config.get("data.corpus", "") for run in runs)),
         "order": [str(run.path) for run in runs],
     }

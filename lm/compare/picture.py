@@ -1,6 +1,10 @@
 """The loss curves as a PNG, for a README or a paper: against steps and against training time, side by side."""
 
-from lm.compare.table import Group
+import math
+
+from lm.compare.parameters import Parameter, parameters
+from lm.compare.runs import RunData
+from lm.compare.table import MEASURES, UNFINISHED, Group
 from lm.report.plot import Curve, Panel, save
 
 AXES = {"step": "optimiser steps", "train_seconds": "seconds of training"}
@@ -14,6 +18,8 @@ MOST = 24
 
 def save_png(path: str, groups: list[Group], timed: list[Group], metric: str, target: float | None) -> None:
     """Draw two panels: one line per group, a band from its lowest to its highest run, the target dotted.
+
+    Below them, the loss against each option that differs between the runs of a mixer.
 
     Args:
         groups: of the panel against steps.
@@ -31,4 +37,22 @@ def save_png(path: str, groups: list[Group], timed: list[Group], metric: str, ta
         }
         panels.append(Panel(label, TITLES[metric], curves))
     title = f"{MOST} of {len(shown)} groups" if len(shown) > MOST else "" if shown else f"no {metric} yet"
-    save(path, panels, title, target=target)
+    runs = [run for item in groups for run in item.runs]
+    below = [_points(parameter, runs, metric) for parameter in parameters(runs)]
+    save(path, panels, title, target=target, below=below)
+
+
+def _points(parameter: Parameter, runs: list[RunData], metric: str) -> Panel:
+    """The best loss of each run against an option: for each mixer the runs that ended well, then the others."""
+    pairs = [(run, (value, MEASURES[metric].get(run))) for run, value in zip(runs, parameter.values, strict=True)]
+    well = [(run, point) for run, point in pairs if run.status not in UNFINISHED]
+    rest = [(run, point) for run, point in pairs if run.status in UNFINISHED]
+    mixers = dict.fromkeys(run.mixer for run in runs)
+    curves: dict[str, list[Curve]] = {
+        mixer: [[point for run, point in part if run.mixer == mixer] for part in (well, rest)] for mixer in mixers
+    }
+    low = min((y for _, (_, y) in pairs if math.isfinite(y)), default=math.nan)
+    high = max((y for _, (_, y) in well if math.isfinite(y)), default=math.nan)
+    margin = 0.08 * (high - low)
+    limits = (low - margin, high + margin) if margin > 0 else None
+    return Panel(parameter.key, f"best {metric}", curves, "", parameter.log, parameter.ticks, limits)

@@ -134,6 +134,61 @@ function drawSmall() {
   }
 }
 
+/** The loss of each run against each option that differs within a mixer, coloured by mixer. */
+function drawParameters() {
+  const mixers = [...new Set([...runs.values()].map((run) => run.mixer))];
+  const look = (mixer) => {
+    const place = mixers.indexOf(mixer);
+    return { colour: place, dash: [], symbol: data.looks.symbols[place % data.looks.symbols.length] };
+  };
+  const names = mixers.length > 1 ? mixers : [];
+  const all = data.order.map((id) => runs.get(id));
+  $("parameters-section").hidden = !data.parameters.length;
+  $("parameters-legend").replaceChildren(...names.map((mixer) => el("span", {}, swatch(look(mixer)), mixer)));
+  const keys = data.parameters.map(({ key }) => key);
+  if ($("parameters").dataset.keys !== keys.join())
+    $("parameters").replaceChildren(
+      ...keys.map((key) => el("figure", {}, el("figcaption", {}, key), el("div", { className: "small" }))),
+    );
+  $("parameters").dataset.keys = keys.join();
+  data.parameters.forEach(({ values, log, ticks }, i) => {
+    const traces = mixers.flatMap((mixer) =>
+      [true, false].map((done) => pointsOf(all, values, look(mixer), (run) => run.mixer === mixer && ended(run) === done)),
+    );
+    const base = layout("", { dragmode: false, hovermode: "closest", margin: { ...MARGIN, l: 46, t: 8, b: 40 } });
+    Object.assign(base.xaxis, { title: {}, fixedrange: true, type: axisType(values, log), hoverformat: ".4g" });
+    Object.assign(base.xaxis, { tickformat: ".3~g", nticks: 5, ...(log && { dtick: "D2" }) });
+    if (ticks.length) Object.assign(base.xaxis, { tickvals: ticks, ticktext: ticks.map(String) });
+    Object.assign(base.yaxis, { fixedrange: true, nticks: 5, ...lossRange(all) });
+    Plotly.react($("parameters").children[i].lastChild, traces, base, CONFIG);
+  });
+}
+
+const ended = (run) => !data.unfinished.includes(run.status);
+const axisType = (values, log) => (typeof values[0] === "string" ? "category" : log ? "log" : "linear");
+
+/** Marks of some runs; open if they have not ended well. */
+function pointsOf(all, values, look, chosen) {
+  const kept = [...all.keys()].filter((i) => chosen(all[i]) && seen(all[i]));
+  const done = kept.length && ended(all[kept[0]]);
+  return {
+    x: kept.map((i) => (typeof values[i] === "string" ? escaped(values[i]) : values[i])),
+    y: kept.map((i) => all[i][metric()]),
+    text: kept.map((i) => escaped(all[i].name)),
+    mode: "markers",
+    hovertemplate: "%{x}: %{y:.4f}<extra>%{text}</extra>",
+    marker: { symbol: look.symbol + (done ? "" : "-open"), size: 7, opacity: done ? 0.85 : 0.6, color: colour(look) },
+  };
+}
+
+/** From the lowest loss to the highest of the runs that have ended well. */
+function lossRange(all) {
+  const losses = (some) => some.filter(seen).map((run) => run[metric()]).filter(Number.isFinite);
+  const [low, high] = [Math.min(...losses(all)), Math.max(...losses(all.filter(ended)))];
+  const margin = 0.08 * (high - low);
+  return margin > 0 && Number.isFinite(margin) ? { range: [low - margin, high + margin], autorange: false } : {};
+}
+
 /** The range that the plot shows, in the axes' own units. */
 const currentRange = () => ({ x: [...$("curves").layout.xaxis.range], y: [...$("curves").layout.yaxis.range] });
 

@@ -67,7 +67,7 @@ function target() {
   if (state.target !== null) return state.target;
   const best = (run) => run.val[metric()].reduce((a, b) => (b < a ? b : a), Infinity); // a NaN is never less
   const validated = [...runs.values()].filter((run) => seen(run) && Number.isFinite(best(run)));
-  const sound = validated.filter((run) => !["diverged", "failed"].includes(run.status));
+  const sound = validated.filter((run) => !data.unfinished.includes(run.status));
   if (!validated.length) return null;
   return Math.ceil(Math.max(...(sound.length ? sound : validated).map(best)) * 1e4 - 1e-2) / 1e4;
 }

@@ -14,6 +14,9 @@ from lm.files import printable
 from lm.report.format import finite, loss, short
 from lm.runs.metrics import AXES
 
+UNFINISHED = ("pruned", "diverged", "failed")
+"""Statuses of runs whose best loss says little about their system."""
+
 
 @dataclass
 class Stat:
@@ -106,9 +109,9 @@ def reach(run: RunData, metric: str, target: float) -> dict[str, float] | None:
 
 
 def default_target(runs: list[RunData], metric: str) -> float | None:
-    """The worst run's best loss, rounded up to four decimals. Diverged and failed runs count only if all are."""
+    """The worst run's best loss, rounded up to four decimals. Runs that are UNFINISHED count only if all are."""
     validated = [run for run in runs if math.isfinite(best(run, metric)["loss"])]
-    sound = [run for run in validated if run.status not in ("diverged", "failed")]
+    sound = [run for run in validated if run.status not in UNFINISHED]
     worst = max((best(run, metric)["loss"] for run in sound or validated), default=None)
     return None if worst is None else math.ceil(worst * 1e4) / 1e4
 
@@ -211,12 +214,12 @@ def at_equal_budget(groups: list[Group], metric: str) -> str:
 
     If their budgets are steps, within the characters instead. The limit is that of the run that was validated last the
     earliest, and 2 % more: a clock budget ends at a whole step. Empty for fewer than two groups, for budgets of both
-    kinds, or where a run has no validation by then.
+    kinds, or where a run has no validation by then, or was pruned.
     """
     runs = [run for item in groups for run in item.runs]
     rows = {id(run): run.validations(metric) for run in runs}
     budgets = [b for option, b in BUDGETS.items() if all(run.config.get(option, "none") != "none" for run in runs)]
-    if len(groups) < 2 or not budgets or not all(rows.values()):
+    if len(groups) < 2 or not budgets or not all(rows.values()) or any(run.status == "pruned" for run in runs):
         return ""
     axis, unit = budgets[0]
     limit = min(found[-1].get(axis, NAN) for found in rows.values())

@@ -8,7 +8,7 @@ from typing import Any
 from lm.files import atomic_open
 from lm.report import style
 
-Curve = Sequence[tuple[float, float]]
+Curve = Sequence[tuple[Any, float]]
 INK, SOFT, TICK, FAINT = "#1f2328", "#57606a", "#8b949e", "#d9dee3"
 SETTINGS: dict[Any, Any] = {"font.size": 10, "axes.edgecolor": TICK, "text.color": INK, "axes.labelcolor": INK}
 
@@ -21,12 +21,16 @@ class Panel:
         x, y: labels of the axes.
         curves: the points of each curve by name; several curves of a name are repetitions, such as seeds.
         title: above the panel.
+        log, ticks, limits: a logarithmic x-axis, its ticks, and limits of the y-axis, of a panel with points.
     """
 
     x: str
     y: str
     curves: dict[str, list[Curve]]
     title: str = ""
+    log: bool = False
+    ticks: Sequence[float] = ()
+    limits: tuple[float, float] | None = None
 
 
 def save(
@@ -35,6 +39,7 @@ def save(
     title: str = "",
     scales: tuple[str, str] = ("linear", "linear"),
     target: float | None = None,
+    below: Sequence[Panel] = (),
 ) -> None:
     """Draw panels into a PNG file. A name looks the same in all of them; equal y labels share their axis.
 
@@ -42,6 +47,7 @@ def save(
         title: above all panels.
         scales: of the x and the y axis, "linear" or "log".
         target: y value of a dotted line.
+        below: panels with points, in more rows. Their x may be words; a second curve of a name has open marks.
 
     Raises:
         UserError: the file cannot be written.
@@ -49,11 +55,13 @@ def save(
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    names = list(dict.fromkeys(name for panel in (*panels, *below) for name in panel.curves))
     shared = len({panel.y for panel in panels}) == 1
+    rows = 1 + -(-len(below) // len(panels))
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.5 * max(len(panels), 1.5), 4.7), layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False, sharey=shared)[0]
+        figure = Figure(figsize=(5.5 * max(len(panels), 1.5), 4.7 + 3.2 * (rows - 1)), layout="constrained")
+        grid = figure.subplots(rows, len(panels), squeeze=False, sharey="row" if shared else False)
+        axes = grid[0]
         for number, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
             for name, curves in panel.curves.items():
                 _draw(ax, [curve for curve in curves if curve], name, names.index(name))
@@ -62,10 +70,14 @@ def save(
             _format(ax)
             if target is not None:
                 ax.axhline(target, color=SOFT, linewidth=1, linestyle=(0, (1, 2)))
+        for number, ax in enumerate(grid[1:].flat):
+            ax.set_visible(number < len(below))
+            if number < len(below):
+                _draw_points(ax, below[number], names)
         if target is not None:
             at = axes[0].get_yaxis_transform()
             axes[0].text(0.012, target, f"target {target:g}", transform=at, va="bottom", fontsize=8.5, color=SOFT)
-        legend = dict(pair for ax in axes for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        legend = dict(pair for ax in grid.flat for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if legend:
             columns = min(len(legend), 3 * len(panels))
             figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
@@ -74,12 +86,33 @@ def save(
             figure.savefig(file, dpi=160, facecolor="white", format="png")
 
 
-def _draw(ax: Any, curves: list[Curve], name: str, index: int) -> None:
-    """A curve; of several their mean and band, and each of them as a thin line."""
+def _draw_points(ax: Any, panel: Panel, names: list[str]) -> None:
+    """A mark for each point."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for name, curves in panel.curves.items():
+        look = _look(name, names.index(name))
+        colour = look["color"]
+        for curve, face, label in zip(curves, (colour, "none"), (look["label"], "_"), strict=False):
+            if curve:
+                marks = {"marker": look["marker"], "facecolors": face, "edgecolors": colour, "label": label}
+                ax.scatter(*zip(*curve, strict=True), s=22, linewidths=0.8, alpha=0.85, **marks)
+    ax.set(xlabel=panel.x, ylabel=panel.y, ylim=panel.limits)
+    if panel.log:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    if panel.ticks:
+        ax.set_xticks(panel.ticks)
+    _style(ax)
+
+
+def _look(name: str, index: int) -> dict[str, Any]:
+    """How the curve of a name is drawn."""
     dash = style.DASHES[index % len(style.DASHES)]
-    colour = style.LIGHT[index % len(style.LIGHT)]
-    look = {
-        "color": colour,
+    return {
+        "color": style.LIGHT[index % len(style.LIGHT)],
         "linestyle": (0, dash) if dash else "-",
         "linewidth": 1.8,
         "marker": list(style.SYMBOLS.values())[index % len(style.SYMBOLS)],
@@ -88,11 +121,16 @@ def _draw(ax: Any, curves: list[Curve], name: str, index: int) -> None:
         "markeredgewidth": 0.5,
         "label": name.replace("$", r"\$").lstrip("_") or "?",  # no formulas, and none of matplotlib's hidden labels
     }
+
+
+def _draw(ax: Any, curves: list[Curve], name: str, index: int) -> None:
+    """A curve; of several their mean and band, and each of them as a thin line."""
+    look = _look(name, index)
     if len(curves) > 1 and (shared := band(curves)):
         xs, low, mean, high = zip(*shared, strict=True)
-        ax.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
+        ax.fill_between(xs, low, high, color=look["color"], alpha=0.18, linewidth=0)
         for curve in curves:
-            ax.plot(*zip(*curve, strict=True), color=colour, alpha=0.4, linewidth=0.7)
+            ax.plot(*zip(*curve, strict=True), color=look["color"], alpha=0.4, linewidth=0.7)
         curves = [list(zip(xs, mean, strict=True))]
     for curve in curves:
         ax.plot(*zip(*curve, strict=True), markevery=max(1, len(curve) // 12), **look)
@@ -119,6 +157,10 @@ def _format(ax: Any) -> None:
     else:
         ax.set_xlim(left=0)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 or x == int(x) else f"{x:g}")
+    _style(ax)
+
+
+def _style(ax: Any) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color=FAINT, linewidth=0.7)
     ax.set_axisbelow(True)

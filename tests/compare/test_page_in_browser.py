@@ -371,6 +371,36 @@ def test_differences(page):
     assert any(row.startswith("seed 1, 2 1, 2 1") for row in rows)
 
 
+def test_losses_against_the_options_that_a_search_has_tried(browser, report, tmp_path):
+    assert browser.open(report.as_uri()).js("return document.getElementById('parameters-section').hidden")
+    for number, (rate, loss, status) in enumerate(
+        [(0.01, 1.6, "finished"), (0.03, 1.5, "finished"), (0.1, 9, "pruned")]
+    ):
+        run_of(
+            tmp_path,
+            f"a{number}",
+            {10: loss},
+            status=status,
+            optim={"muon_lr": rate},
+            data={"column": HOSTILE * number},
+        )
+    run_of(tmp_path, "b", {10: 1.7}, mixer="gru", optim={"muon_lr": 0.03})
+    compare([str(tmp_path), "--html", str(tmp_path / "page.html")])
+    browser.open((tmp_path / "page.html").as_uri())
+    assert browser.texts("#parameters figcaption") == ["data.column", "optim.muon_lr"]
+    assert browser.texts("#parameters-legend span") == ["mingru", "gru"]
+    script = "const p = document.querySelectorAll('#parameters .small')[1];"
+    points = browser.js(f"{script} return p.data.filter((t) => t.x.length).map((t) => [t.x, t.y, t.marker.symbol])")
+    assert points == [[[0.01, 0.03], [1.6, 1.5], "circle"], [[0.1], [9], "circle-open"], [[0.03], [1.7], "square"]]
+    kind, ticks, high = browser.js(
+        f"{script} const l = p.layout; return [l.xaxis.type, l.xaxis.ticktext, l.yaxis.range[1]]"
+    )
+    assert (kind, ticks) == ("log", ["0.01", "0.03", "0.1"]) and 1.7 < high < 2
+    assert browser.complaints() == []
+    browser.click("#legend button")
+    assert browser.js(f"{script} return p.data[0].x.length") == 1
+
+
 def test_speed_norm_and_rate_are_drawn(page):
     for plot in ("speed", "norm", "rate"):
         assert page.js("return document.getElementById(arguments[0]).data.length", plot) >= 3

@@ -31,7 +31,7 @@ def test_two_panels_with_the_curves_of_every_seed(tmp_path, drawn):
     groups = group(Reader([str(tmp_path)]).read())
     picture.save_png("a.png", groups, groups, "val/loss", 1.6)
     (((steps, seconds), title, rest),) = drawn
-    assert (steps.x, seconds.x, title, rest) == ("optimiser steps", "seconds of training", "", {"target": 1.6})
+    assert (steps.x, seconds.x, title, rest["target"]) == ("optimiser steps", "seconds of training", "", 1.6)
     assert steps.y == seconds.y == "validation loss, nats per character"
     assert steps.curves == {"gru x2": [[(100, 3.0), (200, 1.5)], [(100, 4.0), (200, 1.5)]]}
     assert seconds.curves == {"gru x2": [[(50, 3.0), (100, 1.5)], [(50, 4.0), (100, 1.5)]]}
@@ -60,3 +60,16 @@ def test_the_right_half_may_be_of_other_runs(tmp_path, drawn):
     assert compare(argv) == 0
     (((steps, seconds), _, _),) = drawn
     assert (steps.curves, seconds.curves) == ({"gru-s1": [[(100, 2.0), (200, 1.5)]]}, {"gru-s1": [[(25, 2.5)]]})
+
+
+def test_losses_against_the_options_that_a_search_has_tried(tmp_path, drawn):
+    tried = [("mingru", 0.1, 1.6, "finished"), ("mingru", 0.2, 1.5, "finished"), ("mingru", 0.3, 9.0, "pruned")]
+    tried.append(("gru", 0.2, 1.7, "finished"))
+    for number, (mixer, dropout, loss, status) in enumerate(tried):
+        name = f"{mixer}-trial{number:03}"
+        run_of(tmp_path, name, {100: loss}, mixer=mixer, status=status, model={"dropout": dropout})
+    assert compare([str(tmp_path), "--png", "a.png"]) == 0
+    (panel,) = drawn[0][2]["below"]
+    assert (panel.x, panel.y, panel.log, panel.ticks) == ("model.dropout", "best val/loss", False, [0.1, 0.2, 0.3])
+    assert panel.curves == {"gru": [[(0.2, 1.7)], []], "mingru": [[(0.1, 1.6), (0.2, 1.5)], [(0.3, 9.0)]]}
+    assert panel.limits == pytest.approx((1.5 - 0.08 * 0.2, 1.7 + 0.08 * 0.2))

@@ -83,3 +83,22 @@ def test_band_interpolates_where_all_curves_have_values():
 
 def test_nothing_to_draw(figure):
     assert not figure([Panel("x", "y", {})], "nothing yet").legends
+
+
+def test_points_in_rows_below(figure):
+    curve = {"a": [[(1, 2.0), (3, 4.0)]]}
+    below = [
+        Panel("rate", "loss", {"a": [[(0.01, 2.0), (0.1, 1.0)], [(0.02, 9.0)]], "b": [[], []]}, "", True, (), (0.5, 3)),
+        Panel("size", "loss", {"a": [[(8.0, 2.0), (32.0, 1.0)]]}, ticks=(8, 32)),
+        Panel("word", "loss", {"b": [[("cosine", 2.0), ("linear", 1.0)]]}),
+    ]
+    axes = figure([Panel("x", "y", curve), Panel("x", "y", curve)], below=below).axes
+    rate, size, word, rest = axes[2:]
+    full, hollow = rate.collections
+    assert full.get_offsets().tolist() == [[0.01, 2], [0.1, 1]] and hollow.get_offsets().tolist() == [[0.02, 9]]
+    assert len(full.get_facecolor()) == 1 and len(hollow.get_facecolor()) == 0
+    assert (rate.get_xscale(), rate.get_ylim(), rate.get_xlabel()) == ("log", (0.5, 3), "rate")
+    assert rate.xaxis.get_major_formatter()(0.005, 0) == "0.005"
+    assert size.get_xticks().tolist() == [8, 32] and not rest.get_visible()
+    assert [label.get_text() for label in word.get_xticklabels()] == ["cosine", "linear"]
+    assert word.collections[0].get_edgecolor().tolist() != full.get_edgecolor().tolist()
