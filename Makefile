@@ -90,10 +90,12 @@ performance: .venv/ready-test
 	$(BIN)/char-lm bench split --insert docs/scale.md
 	$(BIN)/char-lm bench onnx --insert docs/formats.md
 
-# docs/reliability.md: killed processes, damaged files, precisions, threads, two nodes; an hour.
+# docs/reliability.md: killed processes, damaged files, precisions, threads, two nodes; an hour. And the killed workers of a
+# search in docs/scale.md, which need PostgreSQL.
 reliability: .venv/ready-test
 	for words in "crash --kills 30" "crash --kills 10 --streams" "crash --kills 0 --calls all" "fuzz --minutes 10" precision threads "elastic --kills 10"; do \
 	  $(BIN)/char-lm document docs/reliability.md python -m tests.harness.$$words || exit; done
+	$(BIN)/char-lm document docs/scale.md python -m tests.harness.search
 
 # Mistakes put into the code, which the tests must notice: some hours. ARGS="training --share 0.2" does some.
 mutants: .venv/ready-test

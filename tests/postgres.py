@@ -22,6 +22,14 @@ def programs() -> Path | None:
     return found[-1].parent if found else Path(first).resolve().parent if first else None
 
 
+def version() -> str:
+    """PostgreSQL and the number of its version."""
+    binaries = programs()
+    assert binaries, MISSING
+    said = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    return f"PostgreSQL {said.split()[2]}"
+
+
 def url(folder: Path, password: str = PASSWORD) -> str:
     """Of the server whose socket is in the folder."""
     return f"postgresql://{USER}:{password.replace(' ', '%20')}@/postgres?host={folder}"

@@ -161,6 +161,8 @@ def _search(own: Options, options: list[str]) -> Search:
     if own.vary or len(own.seeds) > 1:
         raise UserError("--search goes together neither with --vary nor with several --seeds")
     found = {name: [*argv, "--seed", str(own.seeds[0])] for name, argv in systems(own, options)}
+    if len(found) < len(own.mixers) + len(own.configs):
+        raise UserError(f"--search needs systems of different names, not {', '.join([*own.mixers, *own.configs])}")
     url = own.storage or default_url(own.runs, own.study)
     return Search(own.study, url, read_space(own.search), found, own.trials, own.runs, own.seeds[0], TRAIN)
 

@@ -27,7 +27,7 @@ from lm.report.format import align
 from lm.runs.folder import Run
 from tests.commands import ROOT
 from tests.conftest import SMALL
-from tests.postgres import server
+from tests.postgres import server, version
 
 SYSTEMS = ("mingru", "minlstm")
 SPACE = ("optim.muon_lr=log(0.001,0.1)", "model.dropout=0.0..0.3", "optim.warmup_steps=5..50")
@@ -70,13 +70,14 @@ class Workers:
         words = ["--mixers", *SYSTEMS, "--search", *SPACE, "--trials", str(trials), "--study", "killed"]
         words += ["--storage", url, "--runs", str(self.runs), "--", *SMALL, "--data.corpus", str(folder / "corpus.txt")]
         words += ["--trainer.max_steps", str(steps), "--eval.every", "20", "--log.every", "10"]
-        self.screens = [(folder / f"worker{number}.txt").open("w") for number in range(count)]
+        self.screens = [folder / f"worker{number}.txt" for number in range(count)]
         self.processes = [self._start(words, screen) for screen in self.screens]
 
-    def _start(self, words: list[str], screen: object) -> subprocess.Popen:
+    def _start(self, words: list[str], screen: Path) -> subprocess.Popen:
         command = [sys.executable, "-c", WORKER, *words]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=screen, stderr=screen)
+        with screen.open("w") as file:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
 
     def kill_one(self) -> str | None:
         """Kill a worker whose trial has been validated. Returns the name of its run; None if there is none just now."""
@@ -108,24 +109,24 @@ def search(folder: Path, url: str, trials: int, workers: int, kills: int, steps:
     """Search with so many workers, of which so many are killed."""
     random.seed(kills)
     (folder / "corpus.txt").write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
-    group_of = Workers(folder, url, trials, workers, steps)
+    together = Workers(folder, url, trials, workers, steps)
     outcome = Outcome({})
     try:
-        while any(worker.poll() is None for worker in group_of.processes):
+        while any(worker.poll() is None for worker in together.processes):
             time.sleep(random.uniform(0.5, 2))
-            if len(outcome.killed) < kills and (name := group_of.kill_one()):
-                print(f"killed a worker in {name}, step {group_of.validations(name)}", flush=True)
+            if len(outcome.killed) < kills and (name := together.kill_one()):
+                print(f"killed a worker in {name}, step {together.validations(name)}", flush=True)
                 outcome.killed.append(name)
     finally:
-        for worker in group_of.processes:
+        for worker in together.processes:
             worker.terminate()
-    outcome.codes = [worker.wait() for worker in group_of.processes]
+    outcome.codes = [worker.wait() for worker in together.processes]
     if any(outcome.codes):
-        print("\n".join(Path(screen.name).read_text()[-2000:] for screen in group_of.screens), file=sys.stderr)
-    storage = open_storage(url)
-    for study in storage.get_all_studies():
-        system = study.study_name.removeprefix("killed-")
-        outcome.sets[system] = group(storage.get_all_trials(study._study_id))
+        print("\n".join(screen.read_text()[-2000:] for screen in together.screens), file=sys.stderr)
+    with open_storage(url) as storage:
+        for study in storage.get_all_studies():
+            system = study.study_name.removeprefix("killed-")
+            outcome.sets[system] = group(storage.get_all_trials(study._study_id))
     return outcome
 
 
@@ -152,13 +153,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--kills", type=int, default=2)
-    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
+    print(f"{options.workers} workers, {version()}, {options.trials} trials of each system", flush=True)
     with tempfile.TemporaryDirectory() as name, server() as url:
         outcome = search(Path(name), url, options.trials, options.workers, options.kills, options.steps)
         print("\n".join(report(Path(name), outcome, options.trials)))
-    bad = sum(outcome.lost(system) + outcome.finished_twice(system) for system in SYSTEMS)
+    bad = sum(outcome.lost(system) + outcome.finished_twice(system) for system in outcome.sets)
     return int(bad > 0 or len(outcome.killed) < options.kills or any(outcome.codes))
 
 

@@ -48,8 +48,9 @@ def storage_errors(url: str) -> Iterator[None]:
         raise UserError(f"--storage {hide_password(url)}: {getattr(cause, 'orig', None) or cause}") from None
 
 
-def open_storage(url: str) -> "RDBStorage":
-    """Connect to the storage, and make its tables if it has none.
+@contextmanager
+def open_storage(url: str) -> Iterator["RDBStorage"]:
+    """Connect to the storage, and make its tables if it has none. The context closes the connections.
 
     Raises:
         UserError: a package is missing, the URL is wrong, or the database refuses.
@@ -70,7 +71,11 @@ def open_storage(url: str) -> "RDBStorage":
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
     with storage_errors(url):
-        return _connect(url)
+        storage = _connect(url)
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
 
 
 def _connect(url: str, attempts: int = 20) -> "RDBStorage":

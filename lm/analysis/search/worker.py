@@ -91,17 +91,18 @@ class Search:
         kept = {key: value for key, value in options.items() if not key.startswith(("name", "runs", "log."))}
         return {f"--search {each.key}": each.text for each in self.space} | json.loads(json.dumps(kept))
 
-    def open(self) -> dict[str, Study]:
-        """Open the studies of all systems, and make those that do not exist, if none is refused.
+    @contextmanager
+    def studies(self) -> Iterator[dict[str, Study]]:
+        """Connect to the studies of all systems, and make those that do not exist, if none is refused.
 
         Raises:
-            UserError: a study was made with other options, a run folder is there already, or the storage refuses.
+            UserError: a study was made with other options, a run folder is there already, or the storage refuses, now
+                or while the context lasts.
         """
         fresh = {system for system in self.systems if any(Path(self.runs).glob(f"{system}-trial*"))}
         if is_new_file(self.storage):
             self._check_fresh(fresh)
-        storage = open_storage(self.storage)
-        with storage_errors(self.storage):
+        with open_storage(self.storage) as storage, storage_errors(self.storage):
             known = {study.study_name: study.user_attrs for study in storage.get_all_studies()}
             for system in self.systems:
                 if f"{self.name}-{system}" in known:
@@ -113,7 +114,7 @@ class Search:
                 study = Study(storage, f"{self.name}-{system}", self.space, self.trials, self.seed)
                 study.optuna.set_user_attr("options", self.record(system))
                 studies[system] = study
-        return studies
+            yield studies
 
     def _check_fresh(self, systems: set[str]) -> None:
         if systems:
@@ -137,8 +138,8 @@ def run(search: Search) -> int:
     Any other code of a training ends this worker and is its own.
     """
     search.check()
-    studies, code = search.open(), 0
-    with storage_errors(search.storage):
+    code = 0
+    with search.studies() as studies:
         try:
             while code in (0, 1) and (found := next_claim(studies)):
                 code = train(search, *found)
@@ -163,7 +164,7 @@ def next_claim(studies: dict[str, Study]) -> tuple[str, Claim] | None:
         if not told:
             print("waiting for the trials of other workers", file=sys.stderr, flush=True)
         told = True
-        time.sleep(POLL)
+        time.sleep(10 * POLL)
 
 
 def train(search: Search, system: str, claim: Claim) -> int:
@@ -288,6 +289,8 @@ def report(search: Search, studies: dict[str, Study]) -> list[str]:
             rows.append([system, loss(value), search.run(system, first.number).path.name, *params, *counts])
         else:
             rows.append([system, "-", "-", *("-" for _ in search.space), *counts])
+        if left := sum(each.state not in OVER for each in sets):
+            notes.append(f"{system}: {left} unfinished; the same command goes on")
         if study.exhausted:
             notes.append(f"{system}: there are no more than {len(sets)} sets of parameters")
     lines = ["", *align(rows), *notes]

@@ -12,8 +12,8 @@ from tests.training.conftest import no_permission
 
 
 def refusal(url: str) -> str:
-    with pytest.raises(UserError) as refused:
-        storage.open_storage(url)
+    with pytest.raises(UserError) as refused, storage.open_storage(url):
+        pass
     assert "secret" not in str(refused.value)
     return str(refused.value)
 
@@ -53,9 +53,13 @@ def test_a_missing_package_is_one_line_with_the_remedy(url, package, monkeypatch
 
 def test_workers_that_start_at_the_same_moment_make_one_storage(tmp_path):
     url = f"sqlite:///{tmp_path / 'new' / 'study.sqlite'}"
+
+    def studies(number: int) -> list:
+        with storage.open_storage(url) as found:
+            return found.get_all_studies()
+
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(storage.open_storage, [url] * 4))
-    assert [each.get_all_studies() for each in found] == [[]] * 4
+        assert list(pool.map(studies, range(4))) == [[]] * 4
 
 
 def test_what_is_new_and_what_is_hidden(tmp_path):

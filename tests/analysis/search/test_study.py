@@ -1,6 +1,7 @@
 """The trials of a system: which is trained next, by whom, and what becomes of those of dead workers."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import sqlalchemy
@@ -17,9 +18,11 @@ def url(tmp_path) -> str:
     return f"sqlite:///{tmp_path / 'study.sqlite'}"
 
 
-def worker(url, most=3, space=SPACE, seed=1) -> Study:
-    """What another worker sees: a study over a connection of its own."""
-    return Study(open_storage(url), "study", space, most, seed)
+@pytest.fixture
+def worker(url):
+    """Makes what another worker has: a study over connections of its own."""
+    with ExitStack() as opened:
+        yield lambda most=3, space=SPACE: Study(opened.enter_context(open_storage(url)), "study", space, most, seed=1)
 
 
 def silence(url) -> None:
@@ -32,8 +35,8 @@ def states(study: Study) -> list[str]:
     return [each.state for each in study.sets()]
 
 
-def test_two_workers_share_the_trials(url):
-    first, second = worker(url), worker(url)
+def test_two_workers_share_the_trials(worker):
+    first, second = worker(), worker()
     claims = [first.claim(), second.claim(), first.claim()]
     assert [claim.number for claim in claims] == [0, 1, 2] and second.claim() is None
     assert not first.is_over and states(second) == ["running"] * 3
@@ -42,11 +45,11 @@ def test_two_workers_share_the_trials(url):
     claims[2].end("PRUNED", **{DIVERGED: 1})
     assert second.is_over and second.claim() is None and states(first) == ["complete", "pruned", "diverged"]
     assert first.sets()[0].loss == 1.5
-    assert worker(url, most=4).claim().number == 3
+    assert worker(most=4).claim().number == 3
 
 
-def test_workers_that_claim_at_the_same_moment_get_different_trials(url):
-    studies = [worker(url, most=6) for _ in range(3)]
+def test_workers_that_claim_at_the_same_moment_get_different_trials(worker):
+    studies = [worker(most=6) for _ in range(3)]
 
     def claim_all(study: Study) -> list[int]:
         claims = [study.claim() for _ in range(6)]
@@ -60,8 +63,8 @@ def test_workers_that_claim_at_the_same_moment_get_different_trials(url):
     assert len({tuple(each.params.items()) for each in sets}) == len(sets) == 6
 
 
-def test_the_trial_of_a_dead_worker_goes_on_with_the_same_number_and_parameters(url):
-    first, second = worker(url), worker(url)
+def test_the_trial_of_a_dead_worker_goes_on_with_the_same_number_and_parameters(worker, url):
+    first, second = worker(), worker()
     lost = first.claim()
     assert second.claim().number == 1
     silence(url)
@@ -78,9 +81,9 @@ def test_the_trial_of_a_dead_worker_goes_on_with_the_same_number_and_parameters(
     assert second.claim().number == 1  # its other trial was silent too
 
 
-def test_heartbeats_keep_a_trial(url, monkeypatch):
+def test_heartbeats_keep_a_trial(worker, url, monkeypatch):
     monkeypatch.setattr("lm.analysis.search.storage.HEARTBEAT", 1)
-    first, second = worker(url, most=1), worker(url, most=1)
+    first, second = worker(most=1), worker(most=1)
     claim = first.claim()
     silence(url)
     monkeypatch.setattr(first.storage, "get_heartbeat_interval", lambda: 0.01)
@@ -94,8 +97,8 @@ def test_heartbeats_keep_a_trial(url, monkeypatch):
     claim.report(10, 2.0)
 
 
-def test_a_stopped_trial_is_next_and_a_failed_one_is_not_repeated_for_ever(url):
-    study = worker(url)
+def test_a_stopped_trial_is_next_and_a_failed_one_is_not_repeated_for_ever(worker):
+    study = worker()
     stopped = study.claim()
     stopped.end("FAIL")
     assert states(study) == ["lost"]
@@ -108,16 +111,16 @@ def test_a_stopped_trial_is_next_and_a_failed_one_is_not_repeated_for_ever(url):
     assert states(study) == ["failed", "running", "failed"]
 
 
-def test_two_trials_of_the_same_parameters_are_one_set(url):
-    first, second = worker(url), worker(url)
+def test_two_trials_of_the_same_parameters_are_one_set(worker):
+    first, second = worker(), worker()
     params = {"optim.muon_lr": 0.01, "model.layers": 2}
     first._add(params)
     second._add(params)
     assert first.claim().number == 0 and second.claim().number == 2 and len(first.sets()) == 2
 
 
-def test_a_small_space_is_exhausted(url):
-    study = worker(url, most=9, space=read_space(["model.layers=1..2", "optim.schedule=linear|cosine"]))
+def test_a_small_space_is_exhausted(worker):
+    study = worker(most=9, space=read_space(["model.layers=1..2", "optim.schedule=linear|cosine"]))
     for _ in range(4):
         study.claim().end("COMPLETE", 1.0)
     assert study.claim() is None and study.exhausted and study.is_over
@@ -126,8 +129,8 @@ def test_a_small_space_is_exhausted(url):
     }
 
 
-def test_draws_follow_from_trials_and_seed_and_learn_from_losses(url):
-    study = worker(url, most=20)
+def test_draws_follow_from_trials_and_seed_and_learn_from_losses(worker):
+    study = worker(most=20)
     for _ in range(18):
         claim = study.claim()
         rate, layers = claim.params.values()
@@ -139,8 +142,8 @@ def test_draws_follow_from_trials_and_seed_and_learn_from_losses(url):
     assert [each.number for each in group(reversed(trials))] == list(range(18))
 
 
-def test_pruned_are_those_worse_than_the_median(url):
-    study = worker(url, most=9)
+def test_pruned_are_those_worse_than_the_median(worker):
+    study = worker(most=9)
     for loss in (1.0, 1.1, 1.2, 1.3, 1.4):
         claim = study.claim()
         assert not claim.report(10, loss)

@@ -103,6 +103,7 @@ def test_a_stopped_search_goes_on_in_the_same_folder(search, fake, tmp_path, cap
         raise KeyboardInterrupt
 
     assert search(interrupt, "--trials", "2", code=130) == ["mingru-trial000"]
+    assert "mingru: 1 unfinished; the same command goes on" in capsys.readouterr().out
     assert search(fake(1.5, 1.4, 1.3, 1.2), "--trials", "2") == ["mingru-trial000", "mingru-trial002"]
     assert re.search(r"mingru +1\.2000 .* 2 +0 +0 +0\n", capsys.readouterr().out)
 
@@ -150,6 +151,10 @@ def test_a_finished_run_is_not_trained_again_when_its_worker_died_before_it_told
         (["--study", "a/b"], "--study 'a/b': use letters, digits"),
         (["--seeds", "1", "2"], "--search goes together neither with --vary nor with several --seeds"),
         (["--vary", "model.layers", "1"], "--search goes together neither with --vary nor with several --seeds"),
+        (
+            ["--configs", "a/gru.yaml", "b/gru.yaml"],
+            "--search needs systems of different names, not mingru, a/gru.yaml",
+        ),
         (["--storage", "redis://x"], "--storage redis://x: expected postgresql://USER@HOST/DATABASE or sqlite:///FILE"),
     ],
 )
@@ -189,6 +194,7 @@ def test_four_workers_on_postgresql_two_of_them_killed(tmp_path, capfd):
             (url.replace("correct", "wrong"), "password authentication failed"),
             (url.replace("/postgres?", "/nowhere?"), 'database "nowhere" does not exist'),
         ]:
+            capfd.readouterr()
             words = ["--mixers", "gru", "--search", *SPACE, "--study", "x", "--storage", wrong]
             assert commands.sweep([*words, "--runs", str(tmp_path / "x")]) == 2
             err = capfd.readouterr().err
