@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,8 @@ def save(
             _format(ax)
             if target is not None:
                 ax.axhline(target, color=SOFT, linewidth=1, linestyle=(0, (1, 2)))
-        for number, ax in enumerate(grid[1:].flat):
-            ax.set_visible(number < len(below))
-            if number < len(below):
-                _draw_points(ax, below[number], names)
+        for ax, points in zip_longest(grid[1:].flat, below):
+            _draw_points(ax, points, names)
         if target is not None:
             at = axes[0].get_yaxis_transform()
             axes[0].text(0.012, target, f"target {target:g}", transform=at, va="bottom", fontsize=8.5, color=SOFT)
@@ -86,10 +85,13 @@ def save(
             figure.savefig(file, dpi=160, facecolor="white", format="png")
 
 
-def _draw_points(ax: Any, panel: Panel, names: list[str]) -> None:
-    """A mark for each point."""
+def _draw_points(ax: Any, panel: Panel | None, names: list[str]) -> None:
+    """A mark for each point; no axes without a panel."""
     from matplotlib.ticker import LogLocator, NullLocator
 
+    if panel is None:
+        ax.set_visible(False)
+        return
     for name, curves in panel.curves.items():
         look = _look(name, names.index(name))
         colour = look["color"]

@@ -20,6 +20,8 @@ WORKER = "CHAR_LM_WORKER"
 PARENTS = {"TORCHELASTIC_RUN_ID": "SIGKILL", WORKER: "SIGTERM"}
 """Variables that say what has started this process, and the signal that it gets when that is killed. One of a group
 ends at once, as the others would wait for it, and the run's lock would stay taken; one alone saves a checkpoint."""
+LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "MASTER_", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "RANK", "NODE_RANK")
+"""How the variables of launchers begin."""
 PR_SET_PDEATHSIG = 1
 """From Linux's prctl.h."""
 
@@ -97,6 +99,11 @@ def end_with_launcher() -> None:
         if name in os.environ:
             with suppress(AttributeError, OSError, TypeError):
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, getattr(signal, kind))
+
+
+def environment_of_trial() -> dict[str, str]:
+    """The environment of a training that a worker starts: alone, even if a launcher such as srun starts the workers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)} | {WORKER: "1"}
 
 
 def print_status(text: str, end: str = "\n") -> None:

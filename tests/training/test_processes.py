@@ -18,7 +18,15 @@ from lm.config.options import Config
 from lm.files import UserError
 from lm.runs.folder import Run
 from lm.training.main import existing_run
-from lm.training.processes import RANKS, add_launch, is_first_process, launch, wait_for_first_process
+from lm.training.processes import (
+    PARENTS,
+    RANKS,
+    add_launch,
+    environment_of_trial,
+    is_first_process,
+    launch,
+    wait_for_first_process,
+)
 from lm.training.recorder import Recorder
 from tests.commands import ROOT, train
 from tests.conftest import SMALL
@@ -64,6 +72,30 @@ def started(monkeypatch):
             monkeypatch.setenv(*setting.split("="))
 
     return call
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
+def test_the_training_of_a_search_is_alone_whoever_starts_the_workers(started, environment, monkeypatch):
+    started(f"{environment} CUDA_VISIBLE_DEVICES=1")
+    alone = environment_of_trial()
+    assert alone["CUDA_VISIBLE_DEVICES"] == alone["CHAR_LM_WORKER"] == "1"
+    monkeypatch.setattr(os, "environ", alone)
+    assert launch() is None and is_first_process()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+@pytest.mark.parametrize("parent", PARENTS)
+def test_a_process_ends_when_what_has_started_it_is_killed(parent):
+    child = (
+        "import lm.training.processes as p, time; p.end_with_launcher(); print('ready', flush=True); time.sleep(600)"
+    )
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {parent: "1"}, stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout.readline() == "ready\n"
+    starter.kill()
+    assert starter.communicate(timeout=30) == ("", None)  # the pipe is closed: nobody is left
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SRUN, f"{SRUN} {TORCHRUN}"])

@@ -6,7 +6,6 @@ stopped or killed goes on in the same folder, with another worker or when the sa
 
 import json
 import math
-import os
 import re
 import shlex
 import signal
@@ -28,7 +27,7 @@ from lm.report.format import align, loss
 from lm.runs.folder import Run
 from lm.runs.metrics import read_rows
 from lm.training.clock import Clock
-from lm.training.processes import WORKER
+from lm.training.processes import environment_of_trial
 
 POLL = 0.5
 """Seconds between looks at a training, or at what other workers do."""
@@ -232,7 +231,7 @@ def training(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 def start(words: list[str]) -> "subprocess.Popen[bytes]":
     """Start a command in a group of its own, which a Ctrl-C in the terminal does not reach: `training` passes it on."""
-    return subprocess.Popen(words, env=os.environ | {WORKER: "1"}, process_group=0)
+    return subprocess.Popen(words, env=environment_of_trial(), process_group=0)
 
 
 def is_locked(run: Run) -> bool:
