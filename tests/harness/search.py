@@ -142,7 +142,7 @@ def report(folder: Path, outcome: Outcome, trials: int) -> list[str]:
     for system, sets in outcome.sets.items():
         folders = len(list((folder / "runs").glob(f"{system}-trial*")))
         counts = [sum(each.state == state for each in sets[:trials]) for state in OVER]
-        again = sum(len(each.trials) > 1 for each in sets)
+        again = sum(any(trial.state.name == "FAIL" for trial in each.trials) for each in sets)
         row = [len(sets), folders, *counts, outcome.lost(system), outcome.finished_twice(system), again]
         rows.append([system, *map(str, row)])
     resumed = [f"{name} went on from step {taken_over(folder, name)[0]}" for name in outcome.killed]

@@ -101,14 +101,26 @@ class Study:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to do, here and for other workers."""
+        return self._all_are(*OVER)
+
+    def _all_are(self, *states: str) -> bool:
+        """Whether there are all sets of the search, each in one of these states."""
         sets = self.sets()
-        return (len(sets) == self.most or self.exhausted) and all(each.state in OVER for each in sets)
+        return (len(sets) == self.most or self.exhausted) and all(each.state in states for each in sets)
 
     def claim(self) -> "Claim | None":
         """Take a set to train, before new ones those that other workers have left; None if there is none just now."""
         import optuna
 
         optuna.storages.fail_stale_trials(self.optuna)
+        while not self._all_are(*OVER, "running"):  # other workers may be quicker
+            claims = (self._take(each) for each in self._waiting())
+            if claim := next(filter(None, claims), None):
+                return claim
+        return None
+
+    def _waiting(self) -> list[ParameterSet]:
+        """The sets that nobody trains, among them those that were lost, or a new one."""
         sets = self.sets()
         for each in sets:
             if each.state == "lost":
@@ -118,8 +130,7 @@ class Study:
             self.exhausted = drawn is None
             if drawn:
                 self._add(drawn)
-        claims = (self._take(each) for each in self.sets() if each.state == "waiting")
-        return next((claim for claim in claims if claim), None)
+        return [each for each in self.sets() if each.state == "waiting"]
 
     def _add(self, params: dict[str, Any]) -> None:
         from optuna.trial import TrialState, create_trial

@@ -52,7 +52,7 @@ def test_workers_that_claim_at_the_same_moment_get_different_trials(worker):
     studies = [worker(most=6) for _ in range(3)]
 
     def claim_all(study: Study) -> list[int]:
-        claims = [study.claim() for _ in range(6)]
+        claims = [study.claim() for _ in range(2)]
         return [claim.number for claim in claims if claim]
 
     with ThreadPoolExecutor(3) as pool:

@@ -4,6 +4,10 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -12,6 +16,7 @@ from lm.analysis.sweep import TRAIN
 from lm.config.resolve import parse
 from lm.runs.folder import Run
 from tests import commands, postgres
+from tests.commands import ROOT
 from tests.conftest import SMALL
 from tests.fake_runs import change_summary, run_of
 from tests.harness import search as harness
@@ -183,6 +188,25 @@ def test_a_study_keeps_its_options_and_its_folder(search, fake, tmp_path, capsys
     assert "mingru-trial000 exists already and belongs to no trial of a new study" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == files
     assert search(fake(2.0), "--trials", "1", mixers=("mingru", "gru")) == ["gru-trial000"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_trial_and_the_same_command_goes_on_with_it(tmp_path, corpus):
+    words = ["--mixers", "mingru", "--search", *SPACE, "--study", "s", "--trials", "1", "--runs"]
+    words += [str(tmp_path / "runs"), "--", *SMALL, "--data.corpus", str(corpus), "--trainer.max_steps", "400"]
+    words += ["--eval.every", "20"]
+    command, run = [sys.executable, "-m", "lm", "sweep", *words], Run(tmp_path / "runs" / "mingru-trial000")
+    stopped = subprocess.Popen(command, cwd=ROOT)
+    while not run.losses_at(20):
+        assert stopped.poll() is None
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.wait(timeout=60) == 130
+    assert run.summary()["status"] == "interrupted" and 20 <= run.summary()["step"] < 400
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert run.summary()["status"] == "finished" and run.summary()["step"] == 400
+    history = json.loads((run.path / "environment.json").read_text())
+    assert [entry["step"] >= 20 for entry in history["resumed"]] == [True]
 
 
 @pytest.mark.slow
