@@ -104,9 +104,12 @@ class Search:
         with open_storage(self.storage) as storage, storage_errors(self.storage):
             known = {study.study_name: study.user_attrs for study in storage.get_all_studies()}
             for system in self.systems:
-                if f"{self.name}-{system}" in known:
+                if (name := f"{self.name}-{system}") in known:
                     fresh.discard(system)
-                    self._check_same(system, known[f"{self.name}-{system}"].get("options"))
+                    if "options" in known[name]:
+                        self._check_same(system, known[name]["options"])
+                    elif storage.get_n_trials(storage.get_study_id_from_name(name)):
+                        raise UserError(f"study {name} is not of this program; choose another --study")
             self._check_fresh(fresh)
             studies = {}
             for system in self.systems:
@@ -120,9 +123,8 @@ class Search:
             found = sorted(Path(self.runs).glob(f"{min(systems)}-trial*"))[0]
             raise UserError(f"{found} exists already and belongs to no trial of a new study; choose another --runs")
 
-    def _check_same(self, system: str, before: dict[str, Any] | None) -> None:
+    def _check_same(self, system: str, before: dict[str, Any]) -> None:
         now = self.record(system)
-        before = before or now  # made by another worker at this moment
         for key in [*before, *now]:
             if before.get(key) != now.get(key):
                 raise UserError(

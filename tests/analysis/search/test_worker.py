@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import optuna
 import pytest
 
 from lm.analysis.search import worker
@@ -188,6 +189,10 @@ def test_a_study_keeps_its_options_and_its_folder(search, fake, tmp_path, capsys
     assert "mingru-trial000 exists already and belongs to no trial of a new study" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == files
     assert search(fake(2.0), "--trials", "1", mixers=("mingru", "gru")) == ["gru-trial000"]
+    url = f"sqlite:///{tmp_path / 'runs' / 's.sqlite'}"
+    optuna.create_study(storage=url, study_name="s-lstm").ask()
+    search(None, mixers=("lstm",), code=2)
+    assert "study s-lstm is not of this program; choose another --study" in capsys.readouterr().err
 
 
 @pytest.mark.slow
