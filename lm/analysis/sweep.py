@@ -39,7 +39,7 @@ USAGE = (
 
 @dataclass
 class Options:
-    """Train several systems and seeds, then compare them."""
+    """Train several systems and seeds, then compare them; or search for the best values of their options."""
 
     mixers: list[str] = field(default_factory=list)
     """mixers in one configuration; a hybrid as [mingru,attention]"""

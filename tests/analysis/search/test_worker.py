@@ -92,7 +92,9 @@ def test_a_search_trains_each_system_as_often_and_names_the_best(search, tmp_pat
     first = [Run(tmp_path / "runs" / f"{m}-trial000").config().optim for m in ("mingru", "minlstm")]
     assert first[0] == first[1]  # all systems begin with the same draws
     assert search(commands.train, "--trials", "2", mixers=("mingru", "minlstm"), options=options) == []
-    assert "mingru-trial002" in search(commands.train, "--trials", "3", options=options)
+    page = tmp_path / "page.html"
+    assert "mingru-trial002" in search(commands.train, "--trials", "3", "--html", str(page), options=options)
+    assert '"parameters":[{"key":"model.dropout"' in page.read_text()
 
 
 def test_bad_trials_are_pruned_but_not_at_first(search, fake, tmp_path, capsys):
