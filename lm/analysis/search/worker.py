@@ -76,13 +76,13 @@ class Search:
         """
         if not re.fullmatch(r"\w[\w.+=-]{0,99}", self.name):
             raise UserError(f"--study {self.name!r}: use letters, digits and . _ + = -, at most 100")
-        for argv in self.systems.values():
+        for system, argv in self.systems.items():
             given = read_words(argv)[1]
             if both := [each.key for each in self.space if each.key in given or each.key in ("name", "runs")]:
                 raise UserError(f"--search {both[0]}: this option is given already")
             for corner in range(max(len(each.extremes) for each in self.space)):
                 pairs = ((f"--{each.key}", each.extremes[corner % len(each.extremes)]) for each in self.space)
-                parse([*argv, *(word for pair in pairs for word in pair)])
+                parse([*argv, *(word for pair in pairs for word in pair), "--name", self.run(system, 0).path.name])
 
     def record(self, system: str) -> dict[str, Any]:
         """What must be equal in all workers: the parameters and options, as JSON keeps them."""

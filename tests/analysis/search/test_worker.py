@@ -171,6 +171,14 @@ def test_what_is_refused_leaves_nothing_behind(own, message, search, tmp_path, c
     assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
+def test_a_configuration_must_have_the_name_of_a_run(tmp_path, capsys):
+    (tmp_path / "a b.yaml").write_text("seed: 1\n")
+    words = ["--configs", str(tmp_path / "a b.yaml"), "--search", *SPACE, "--study", "s"]
+    words += ["--runs", str(tmp_path / "runs")]
+    assert commands.sweep(words) == 2 and not (tmp_path / "runs").exists()
+    assert "name 'a b-trial000': use letters, digits" in capsys.readouterr().err
+
+
 def test_a_search_needs_both_of_its_options(capsys):
     for own in (["--study", "s"], ["--search", *SPACE], ["--storage", "sqlite:///x"]):
         assert commands.sweep(["--mixers", "gru", *own]) == 2
