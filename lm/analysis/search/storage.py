@@ -55,7 +55,7 @@ def open_storage(url: str) -> Iterator["RDBStorage"]:
     Raises:
         UserError: a package is missing, the URL is wrong, or the database refuses.
     """
-    if not url.startswith(("sqlite:///", "postgresql://")):
+    if not re.match("postgresql://|sqlite:///(?!:memory:|$)", url):
         raise UserError(f"--storage {hide_password(url)}: expected postgresql://USER@HOST/DATABASE or sqlite:///FILE")
     try:
         import optuna
@@ -93,17 +93,13 @@ def _connect(url: str, attempts: int = 20) -> "RDBStorage":
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
         )
-    except SQLAlchemyError as error:
-        if not attempts or not any(words in str(error) for words in MADE_MEANWHILE):
+    except (SQLAlchemyError, AssertionError) as error:  # an assertion: there are tables, but no version yet
+        made = isinstance(error, AssertionError) or any(words in str(error) for words in MADE_MEANWHILE)
+        if not made or not attempts:
             raise
         time.sleep(0.1)
         return _connect(url, attempts - 1)
-    except AssertionError:  # the version is written after the tables
-        if not attempts:
-            raise
-        time.sleep(0.1)
-        return _connect(url, attempts - 1)
-    except RuntimeError as error:  # of another version of Optuna
+    except (RuntimeError, ValueError) as error:  # tables of another version of Optuna; a port that is no number
         raise UserError(f"--storage {hide_password(url)}: {error}") from None
     if is_file:
         event.listen(storage.engine, "begin", _begin_immediately)

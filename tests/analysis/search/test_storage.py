@@ -10,6 +10,8 @@ from lm.analysis.search import storage
 from lm.files import UserError
 from tests.training.conftest import no_permission
 
+MEMORY = ("sqlite:///", "sqlite:///:memory:")
+
 
 def refusal(url: str) -> str:
     with pytest.raises(UserError) as refused, storage.open_storage(url):
@@ -23,7 +25,18 @@ def test_nobody_listens(unused_port):
     assert message.startswith(f"--storage postgresql://me@127.0.0.1:{unused_port}/db: ") and "refused" in message
 
 
-@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "study.sqlite", "postgres//me:secret@host"])
+def test_a_port_is_a_number():
+    assert refusal("postgresql://me:secret@host:port/db").startswith("--storage postgresql://me@host:port/db: ")
+
+
+def test_tables_of_another_version(tmp_path):
+    url = f"sqlite:///{tmp_path / 'x'}"
+    with storage.open_storage(url) as found, found.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99'")
+    assert "is no longer compatible with the table schema" in refusal(url)
+
+
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "study.sqlite", "postgres//me:secret@host", *MEMORY])
 def test_other_databases(url):
     assert refusal(url).endswith("expected postgresql://USER@HOST/DATABASE or sqlite:///FILE")
 
