@@ -131,10 +131,16 @@ def _draw(path: str, losses: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def _print_copying(model: "LanguageModel | Ensemble", config: DataConfig, context: int) -> float:
-    from lm.training.loss import copying_accuracy
+    from lm.training.loss import copying_answers
 
-    loss, accuracy = copying_accuracy(model, Copying.from_config(replace(config, context=context)))
-    print(f"context {context:<8} {loss:.4f} nats/answer  {accuracy:.2%} right", flush=True)
+    config = replace(config, context=context, copying=replace(config.copying, shortest=0))
+    loss, right = copying_answers(model, Copying.from_config(config))
+    answers, whole = right.double().mean(0), right.all(1).double().mean()
+    print(
+        f"context {context:<8} {loss:.4f} nats/answer  {answers.mean():.2%} right  (answer {answers.argmin() + 1}: "
+        f"{answers.min():.2%}; whole problems: {whole:.2%})",
+        flush=True,
+    )
     return loss
 
 

@@ -36,9 +36,13 @@ class CopyingOptions:
     """The task selective_copying, whose problems are data.context characters long."""
 
     tokens: Count = 16
-    """selective_copying: characters to remember and repeat at the end"""
+    """characters to remember and repeat at the end"""
     vocabulary: Count = 16
-    """selective_copying: different characters, noise and mark included"""
+    """different characters, including the noise and the mark of an answer"""
+    shortest: Natural = 0
+    """train on problems of this length and longer; 0: all of data.context"""
+    growth: Natural = 0
+    """steps until those of data.context are among them"""
 
 
 @dataclass
@@ -53,8 +57,8 @@ class DataConfig:
     batch_size: Annotated[int, Range(least=1, most=2**20)] = 12
     """sequences in one optimiser step, on all devices together"""
     sampling: Literal["shuffled", "windows", "streams"] = "shuffled"
-    """windows from a zero state, each once in an epoch (shuffled) or at random positions (windows); or contiguous
-    streams whose state is carried from batch to batch"""
+    """windows from a zero state, each once in an epoch (shuffled) or at random (windows); or contiguous streams, their
+    state carried on"""
     vocabulary: Literal["characters", "bytes"] = "characters"
     """the characters of a text, or the bytes of any file"""
     column: str = "text"
@@ -76,7 +80,7 @@ class MixerOptions:
     expansion: Annotated[float, Range(above=0, most=100)] | None = None
     """all but attention and s4d: hidden channels over the width (default 2)"""
     convolution: Annotated[int, Range(least=0, most=1000)] | None = None
-    """mingru, minlstm, mamba: size of the causal convolution before the cell, 0 for none (default 4)"""
+    """mingru, minlstm, mamba: size of the causal convolution (default 4; none: 0)"""
     gate_bias: Annotated[float, Range(least=-1000, most=1000)] | None = None
     """mingru, minlstm, gru, lstm: initial bias of the gates towards keeping the past (default 0; lstm: 1)"""
     d_state: Annotated[int, Range(least=1, most=2**16)] | None = None

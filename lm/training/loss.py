@@ -56,26 +56,30 @@ def dynamic_loss(model: LanguageModel | Ensemble, ids: np.ndarray, lr: float, ch
     return total / (len(ids) - 1)
 
 
-def copying_accuracy(model: LanguageModel | Ensemble, problems: Copying) -> tuple[float, float]:
-    """Mean loss, and share of right answers, over the held-out problems."""
-    return score(model, problems.validation_pieces()[0])
+def copying_answers(model: LanguageModel | Ensemble, problems: Copying) -> tuple[float, Tensor]:
+    """Mean loss over the held-out problems, and which answers are right (problems, tokens)."""
+    loss, right = score(model, problems.validation_pieces()[0])
+    return loss, right.unflatten(0, (-1, problems.tokens))
 
 
 @torch.inference_mode()
-def score(model: LanguageModel | Ensemble, pieces: Iterable[Piece], carry: bool = False) -> tuple[float, float]:
-    """Mean loss, and share of targets that are the most likely id, over all pieces.
+def score(model: LanguageModel | Ensemble, pieces: Iterable[Piece], carry: bool = False) -> tuple[float, Tensor]:
+    """Mean loss over all pieces, and which targets are the most likely id (targets,).
 
     Args:
         carry: read each piece from the state after the one before, instead of the initial state.
     """
-    total, right, count, state = 0.0, 0, 0, None
+    total, right, state = 0.0, list[Tensor](), None
     device = next(model.parameters()).device
     for piece in pieces:
         state = state if carry else None
-        for x, y in zip(*(torch.from_numpy(part).to(device).split(CHUNK, dim=1) for part in piece), strict=True):
-            logits, state = model(x, state)
-            if scored := int((y != IGNORED).sum()):
-                total += nll(logits, y).item() * scored
-                right += int((logits.argmax(-1) == y).sum())
-                count += scored
-    return total / count, right / count
+        x, y = (torch.from_numpy(part).to(device) for part in piece)
+        found = []
+        for part, targets in zip(x.split(CHUNK, dim=1), y.split(CHUNK, dim=1), strict=True):
+            logits, state = model(part, state)
+            if scored := int((targets != IGNORED).sum()):
+                total += nll(logits, targets).item() * scored
+            found.append(logits.argmax(-1) == targets)
+        right.append(torch.cat(found, dim=1)[y != IGNORED])
+    answers = torch.cat(right)
+    return total / len(answers), answers

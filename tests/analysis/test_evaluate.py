@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lm.config.options import Config, DataConfig, ModelConfig
+from lm.config.options import Config, CopyingOptions, DataConfig, ModelConfig
 from lm.corpora.copying import Copying
 from lm.corpora.tokenizer import CharTokenizer
 from lm.model import LanguageModel
@@ -91,11 +91,12 @@ def test_another_text_is_read_in_the_models_alphabet(model, tmp_path, capsys):
 
 
 def test_copying_is_scored_per_answer(monkeypatch, capsys):
-    data = DataConfig(corpus="selective_copying", context=40)
+    task = CopyingOptions(tokens=2, vocabulary=4, shortest=20)
+    data = DataConfig(corpus="selective_copying", context=40, copying=task)
     problems = Copying.from_config(data)
     torch.manual_seed(0)
     model = LanguageModel(len(problems.tokenizer), ModelConfig(width=16, layers=1, residual_init=1.0)).eval()
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head.weight[1:3])  # of the letters
     monkeypatch.setattr(load, "load_with_config", lambda run: (model, problems.tokenizer, Config(data=data)))
     assert evaluate(["any"]) == 0
     losses, right = [], []
@@ -105,10 +106,13 @@ def test_copying_is_scored_per_answer(monkeypatch, capsys):
         )
         with torch.no_grad():
             scores = model(x)[0][0].log_softmax(-1)
-        losses += [-scores[place, y[0, place]].item() for place in range(24, 40)]
-        right += [bool(scores[place].argmax() == y[0, place]) for place in range(24, 40)]
-    expected = f"context 40 {np.mean(losses):.4f} nats/answer {np.mean(right):.2%} right"
-    assert printed(capsys) == [expected.split()]
+        losses += [-scores[place, y[0, place]].item() for place in (38, 39)]
+        right.append([bool(scores[place].argmax() == y[0, place]) for place in (38, 39)])
+    answers, whole = np.mean(right, axis=0), np.mean(np.all(right, axis=1))
+    expected = f"context 40 {np.mean(losses):.4f} nats/answer {np.mean(right):.2%} right "
+    expected += f"(answer {answers.argmin() + 1}: {answers.min():.2%}; whole problems: {whole:.2%})"
+    assert printed(capsys) == [expected.split()] and 0 < whole < 1
+    assert evaluate(["any", "--contexts", "16"]) == 0  # shorter than any in training
     assert evaluate(["any", "--corpus", "bible"]) == 2
     assert "any was trained on selective_copying, not on text" in capsys.readouterr().err
 

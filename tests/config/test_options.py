@@ -10,7 +10,7 @@ from lm.files import UserError
 DEFAULTS = """
 name: null, seed: 1, runs: runs, init: null
 data: {corpus: tiny_shakespeare, context: 128, batch_size: 12, sampling: shuffled, vocabulary: characters, column: text,
-       split: null, revision: null, tuning: false, copying: {tokens: 16, vocabulary: 16}}
+       split: null, revision: null, tuning: false, copying: {tokens: 16, vocabulary: 16, shortest: 0, growth: 0}}
 model: {mixer: mingru, options: {expansion: null, convolution: null, gate_bias: null, d_state: null, heads: null,
         window: null, positions: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0,
         dropout: 0.0, compile: false}
@@ -26,7 +26,8 @@ log: {every: 10, wandb: offline, project: char-lm, group: null, artifacts: false
 LARGEST = 2**31 - 1
 WHOLE = {
     "seed": (0, 2**63 - 1), "data.context": (1, LARGEST), "data.batch_size": (1, 2**20),
-    "data.copying.tokens": (1, LARGEST), "data.copying.vocabulary": (1, LARGEST),
+    "data.copying.tokens": (1, LARGEST), "data.copying.vocabulary": (1, LARGEST), "data.copying.shortest": (0, LARGEST),
+    "data.copying.growth": (0, LARGEST),
     "model.options.convolution": (0, 1000), "model.options.d_state": (1, 2**16), "model.options.heads": (1, LARGEST),
     "model.options.window": (1, LARGEST), "model.width": (1, 2**16), "model.layers": (1, 1000),
     "optim.warmup_steps": (0, LARGEST), "trainer.max_steps": (1, LARGEST), "trainer.accumulate": (1, LARGEST),

@@ -1,5 +1,8 @@
 """Selective copying: the problems, training on them, and what the other programs make of such a run."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +40,23 @@ def test_rows_are_functions_of_seed_step_and_index():
     assert all((other != x).any(1).all() for other in others)
 
 
+def test_rows_are_cut_into_shorter_problems():
+    problems = replace(PROBLEMS, shortest=12)
+    steps = [problems.batch(DATA, 1, step, range(4))[0] for step in range(200)]
+    counts = [len(x) // 4 for x, _ in steps]
+    assert [x.shape for x, _ in steps] == [(4 * n, 40 // n) for n in counts]
+    shares = [math.log((n + 1) / n, 4) for n in (1, 2, 3)]
+    assert [counts.count(n) / 200 for n in (1, 2, 3)] == pytest.approx(shares, abs=0.1)
+    x, y = steps[counts.index(3)]
+    assert (x[:, -6:] == 9).all() and (y[:, :-6] == IGNORED).all() and len(np.unique(x, axis=0)) == 12
+    part = problems.batch(DATA, 1, counts.index(3), range(2, 3))[0]
+    assert np.array_equal(part[0], x[6:9]) and np.array_equal(part[1], y[6:9])
+    assert problems.validation_pieces()[0][0][0].shape[1] == 40
+    grown = [len(replace(problems, growth=100).batch(DATA, 1, step, range(1))[0][0]) for step in range(150)]
+    assert set(grown[:37]) <= {2, 3} and grown[0] == 3 and grown[100:] == counts[100:150]
+    assert str(problems).endswith("; from length 12 on")
+
+
 def test_held_out_problems_are_fixed_and_not_trained_on(monkeypatch):
     monkeypatch.setattr("lm.corpora.copying.AT_ONCE", 400)
     (pieces,) = PROBLEMS.validation_pieces()
@@ -57,6 +77,8 @@ def test_held_out_problems_are_fixed_and_not_trained_on(monkeypatch):
         ("--data.context 31", "data.context 31 is too short for data.copying.tokens 16"),
         ("--data.copying.tokens 0", "data.copying.tokens must be at least 1, not 0"),
         ("--data.sampling streams", "data.sampling streams needs a text"),
+        ("--data.copying.shortest 31", "data.copying.shortest must be between 32, twice data.copying.tokens, and"),
+        ("--data.copying.shortest 129", "data.context 128, not 129"),
     ],
 )
 def test_impossible_problems_are_refused(options, message):
@@ -90,7 +112,7 @@ def test_a_run_resumes_exactly_and_the_other_programs_read_it(run_train, capsys)
     evaluate([str(whole / "checkpoints" / "last.ckpt"), "--contexts", "32", "64"])
     first, second = capsys.readouterr().out.splitlines()
     assert first.split()[1:3] == ["32", f"{last['val/loss']:.4f}"] and second.startswith("context 64")
-    assert first.endswith(f"{last['val/accuracy']:.2%} right")
+    assert f"{last['val/accuracy']:.2%} right  (answer " in first and "; whole problems: " in first
     assert compare([str(whole)]) == 0
     head = capsys.readouterr().out.splitlines()[0]
     assert "accuracy" in head and "streaming" not in head

@@ -7,7 +7,7 @@ import torch
 from lm.config.options import ModelConfig
 from lm.corpora.copying import IGNORED, Copying
 from lm.model import LanguageModel
-from lm.training.loss import copying_accuracy, nll, score, streaming_loss, windowed_loss
+from lm.training.loss import copying_answers, nll, score, streaming_loss, windowed_loss
 
 
 @pytest.fixture
@@ -67,22 +67,25 @@ def test_score_weighs_each_target_equally_whatever_its_piece(model, carry):
         losses += [-table[t, y[0, t]].log().item() for t in range(len(best)) if y[0, t] != IGNORED]
         right += sum(best[t] == y[0, t] for t in range(len(best)))
     assert len(losses) == 11 and right >= 2
-    assert score(model, pieces, carry) == pytest.approx((sum(losses) / 11, right / 11), rel=1e-5)
+    loss, found = score(model, pieces, carry)
+    assert loss == pytest.approx(sum(losses) / 11, rel=1e-5) and found.shape == (11,) and found.sum() == right
     with torch.device("meta"):  # pieces go to the model's device, not to torch's default
-        assert score(model, pieces, carry)[1] == pytest.approx(right / 11)
+        assert torch.equal(score(model, pieces, carry)[1], found)
 
 
-def test_copying_is_scored_on_the_answers_of_all_held_out_problems():
-    problems = Copying(context=24, tokens=3, vocabulary=10)
+@pytest.mark.parametrize("chunk", [64, 10])
+def test_copying_is_scored_on_the_answers_of_all_held_out_problems(monkeypatch, chunk):
+    monkeypatch.setattr("lm.training.loss.CHUNK", chunk)  # the second cuts through the answers
+    problems = Copying(context=22, tokens=3, vocabulary=10)
     torch.manual_seed(0)
     model = LanguageModel(10, ModelConfig(width=16, layers=1, residual_init=1.0)).eval()
     torch.nn.init.normal_(model.head.weight)
     (pieces,) = problems.validation_pieces()
     x, y = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pieces, strict=True))
-    assert x.shape == (512, 24) and (y[:, :21] == IGNORED).all()
+    assert x.shape == (512, 22) and (y[:, :19] == IGNORED).all()
     with torch.no_grad():
-        logits = model(x)[0][:, 21:]
-    loss, share = copying_accuracy(model, problems)
-    assert loss == pytest.approx(-logits.log_softmax(-1).gather(-1, y[:, 21:, None]).mean().item(), rel=1e-5)
-    assert share == pytest.approx((logits.argmax(-1) == y[:, 21:]).double().mean().item())
-    assert 0 < share < 1
+        logits = model(x)[0][:, 19:]
+    loss, right = copying_answers(model, problems)
+    assert loss == pytest.approx(-logits.log_softmax(-1).gather(-1, y[:, 19:, None]).mean().item(), rel=1e-5)
+    assert torch.equal(right, logits.argmax(-1) == y[:, 19:])
+    assert 0 < right.sum() < right.numel()
