@@ -64,6 +64,15 @@ paper-full: .venv/ready
 	$(BIN)/char-lm evaluate $(FULL)/*-seed1 --insert docs/reproduction.md#paper_full_streaming
 	$(BIN)/char-lm reproduction --full $(FULL) --insert docs/reproduction.md
 
+# docs/reproduction.md: selective copying at the paper's length. Finished runs are skipped, interrupted ones resumed.
+FULL_COPYING ?= runs/paper_copying_full
+paper-copying: .venv/ready
+	@echo "four trainings, about MINUTES minutes each on one core that multiplies bfloat16; the runs are in $(FULL_COPYING)"
+	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/copying_,mingru.yaml minlstm.yaml mamba.yaml s4d.yaml) --runs $(FULL_COPYING)
+	$(BIN)/char-lm compare $(FULL_COPYING) --png docs/paper_copying.png --insert docs/reproduction.md#paper_copying_full
+	$(BIN)/char-lm evaluate $(FULL_COPYING)/*-seed1 --contexts 80 272 1040 4112 --insert docs/reproduction.md#paper_copying_lengths
+	$(BIN)/char-lm reproduction --full_copying $(FULL_COPYING) --insert docs/reproduction.md
+
 # docs/records.md: an hour; the teachers two at a time with a thread each. Finished runs are skipped.
 RECORD := $(BIN)/char-lm sweep --runs runs/record --configs configs/record/
 SMALL := runs/record/small-seed
@@ -115,4 +124,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results recipe paper paper-full records performance reliability mutants lint
+.PHONY: train test results recipe paper paper-full paper-copying records performance reliability mutants lint

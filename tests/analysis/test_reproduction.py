@@ -8,13 +8,15 @@ from lm.analysis import reproduction
 from tests import commands
 from tests.fake_runs import change_summary, run_of
 
+FOLDERS = "language", "full", "copying", "full_copying", "length", "parameters"
+
 
 @pytest.fixture
 def table(tmp_path, capsys):
     """The rows of the table, by their claim."""
 
     def call(*options: str) -> dict[str, list[str]]:
-        folders = [f"--{name}={tmp_path / name}" for name in ("language", "copying", "length", "parameters")]
+        folders = [f"--{name}={tmp_path / name}" for name in FOLDERS]
         assert commands.reproduction([*folders, *options]) == 0
         lines = capsys.readouterr().out.splitlines()[2:]
         return {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (x.split("|") for x in lines)}
@@ -137,8 +139,17 @@ def test_runs_without_metrics_have_no_time_to_the_target(table, tmp_path):
 )
 def test_accuracies_are_compared_as_numbers(table, tmp_path, name, accuracy, verdict):
     run_of(tmp_path / "copying", f"copying_{name}-layers3-seed1", {10: {"val/accuracy": accuracy}})
-    row = table()[f"selective copying, {name}: accuracy by layers"]
+    row = table()[f"selective copying, scaled, {name}: accuracy by layers"]
     assert row[1:3] == [f"3: {100 * accuracy:.1f} %", verdict]
+
+
+def test_copying_at_full_length_has_rows_of_its_own(table, tmp_path):
+    rows = {10: {"val/loss": 0.5, "val/accuracy": 0.9}, 20: {"val/loss": 0.1, "val/accuracy": 0.9876}}
+    run_of(tmp_path / "full_copying", "copying_minlstm-seed1", rows)
+    name = "selective copying at length 4,096, {}: accuracy".format
+    expected = ["96.0 % after 400,000 steps", "98.8 % after 20 steps", "solves it, as in the paper"]
+    assert table()[name("minlstm")][:3] == expected
+    assert table()[name("mingru")][1] == reproduction.MISSING
 
 
 def test_numbers_that_are_none(tmp_path, capsys):
