@@ -32,7 +32,8 @@ class Copying:
 
     With `shortest`, each step of training cuts the rows of its batch into problems of a length drawn for that step, at
     least `shortest`; in the first `growth` steps the longest grows from there to `context`. A model learns from short
-    problems what it needs for long ones, in a fraction of the time: both have the same number of answers.
+    problems what it needs for long ones, in a fraction of the time: both have the same number of answers. What is left
+    of a row, less than one character for each of its problems, is not used.
     """
 
     context: int
