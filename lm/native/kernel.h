@@ -4,8 +4,14 @@
  */
 #include <float.h>
 #include <stdint.h>
+#ifdef __wasm__
+#include "freestanding.h"
+#else
+#include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#endif
 
 #define LOOP(n) _Pragma("omp simd") for (int j = 0; j < (n); j++)
 #define INLINE static inline __attribute__((always_inline))

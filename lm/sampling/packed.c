@@ -6,8 +6,6 @@
  * numbers do not depend on the rows beside it, to the bit.
  */
 #include "kernel.h"
-#include <math.h>
-#include <pthread.h>
 
 #define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
 
@@ -116,6 +114,15 @@ static void cell(int64_t kind, const float *restrict p, float *restrict h, int n
     }
 }
 
+/* The gates z (n) of the projection p: the share of the candidate in the next state. */
+static void gates(int64_t kind, const float *restrict p, float *restrict z, int n) {
+    if (kind == MINGRU) {
+        LOOP(n) z[j] = sigmoid(p[j]);
+    } else {
+        LOOP(n) z[j] = share(p[j], p[n + j]);
+    }
+}
+
 static void activate(int64_t kind, float *p, int n) {
     const float *up = p + n; /* SwiGLU's second half */
     if (kind == RELU2) {
@@ -196,25 +203,37 @@ static void multiply(int64_t type, const matrix *m, const float *x, int64_t x_ro
 
 INLINE int64_t padded(int64_t n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
-/* Rows `first` .. `first + rows` of the batch through one layer, x (rows, D) in place. */
-static void step_layer(const model *m, const layer *l, float *x, float *y, float *wide, int64_t first, int rows,
-                      float *const *state) {
-    const int64_t D = m->width, row = padded(D), wide_row = m->widest, H = l->hidden, past = (l->taps - 1) * D;
+/* A layer's state and the rows that go through it. Rows of a batch have a state each; those of one text, which follow each
+ * other, have one in common: then h (rows, hidden) becomes the states after each of them, and `before` is the one before. */
+typedef struct {
+    float *h, *past, *z; /* z: becomes the gates (rows, hidden), unless null */
+    const float *before; /* null for rows of a batch */
+} memory;
+
+/* x (rows, D) through one layer, in place. */
+static void step_layer(const model *m, const layer *l, float *x, float *y, float *wide, int rows, memory s) {
+    const int64_t D = m->width, row = padded(D), wide_row = m->widest, H = l->hidden;
+    const int64_t past = s.before ? 0 : (l->taps - 1) * D;
     for (int r = 0; r < rows; r++) {
         if (l->taps) {
             rms_norm(x + r * row, l->norm_mixer, m->eps, wide, D);
-            convolve(l, wide, state[1] + (first + r) * past, y + r * row, D);
+            convolve(l, wide, s.past + r * past, y + r * row, D);
         } else {
             rms_norm(x + r * row, l->norm_mixer, m->eps, y + r * row, D);
         }
     }
     multiply(m->type, &l->projection, y, row, wide, wide_row, rows, 0);
-    for (int r = 0; r < rows; r++) cell(l->kind, wide + r * wide_row, state[0] + (first + r) * H, H);
+    for (int r = 0; r < rows; r++) {
+        float *h = s.h + r * H;
+        if (s.before) memcpy(h, r ? h - H : s.before, sizeof(float) * H);
+        if (s.z) gates(l->kind, wide + r * wide_row, s.z + r * H, H);
+        cell(l->kind, wide + r * wide_row, h, H);
+    }
     if (l->down.weight) {
-        multiply(m->type, &l->down, state[0] + first * H, H, x, row, rows, 1);
+        multiply(m->type, &l->down, s.h, H, x, row, rows, 1);
     } else {
         for (int r = 0; r < rows; r++) {
-            const float *h = state[0] + (first + r) * H;
+            const float *h = s.h + r * H;
             LOOP((int)D) x[r * row + j] += h[j];
         }
     }
@@ -224,21 +243,37 @@ static void step_layer(const model *m, const layer *l, float *x, float *y, float
     multiply(m->type, &l->mlp_down, wide, wide_row, x, row, rows, 1);
 }
 
-/* One step of the whole model for the same rows: ids (B) -> logits (B, V), states in place. */
-static int step(const model *m, int64_t first, int rows, const int64_t *ids, float *logits, float *const *state) {
+INLINE int64_t work_of(const model *m) { return 2 * padded(m->width) + m->widest; } /* floats that a row works with */
+
+/* One step of the whole model: ids (rows) -> logits (rows, V), states in place: those of the rows `first` .. `first + rows`
+ * of a batch, or the single one of a text (see `trace`) whose rows follow each other. */
+static void step(const model *m, int64_t first, int rows, const int64_t *ids, float *logits, float *const *state,
+                 float *const *h, float *const *z, float *x) {
     const int64_t D = m->width, V = m->vocabulary, row = padded(D);
-    float *x = malloc(sizeof(float) * rows * (2 * row + m->widest)), *y = x + rows * row, *wide = y + rows * row;
-    if (!x) return NO_MEMORY;
-    for (int r = 0; r < rows; r++) memcpy(x + r * row, m->embedding + ids[first + r] * D, sizeof(float) * D);
+    float *y = x + rows * row, *wide = y + rows * row;
+    for (int r = 0; r < rows; r++) memcpy(x + r * row, m->embedding + ids[r] * D, sizeof(float) * D);
     for (int64_t i = 0; i < m->layers; i++) {
         const layer *l = m->layer + i;
-        step_layer(m, l, x, y, wide, first, rows, state);
+        const int64_t H = l->hidden, past = (l->taps - 1) * D;
+        memory s = {h ? h[i] : state[0] + first * H, l->taps ? state[1] + first * past : 0, z ? z[i] : 0, h ? state[0] : 0};
+        step_layer(m, l, x, y, wide, rows, s);
+        if (h) memcpy(state[0], h[i] + (rows - 1) * H, sizeof(float) * H);
         state += 1 + (l->taps != 0);
     }
     for (int r = 0; r < rows; r++) rms_norm(x + r * row, m->norm, m->eps, y + r * row, D);
     multiply(m->type, &m->head, y, row, wide, m->widest, rows, 0);
-    for (int r = 0; r < rows; r++) memcpy(logits + (first + r) * V, wide + r * m->widest, sizeof(float) * V);
-    free(x);
+    for (int r = 0; r < rows; r++) memcpy(logits + r * V, wide + r * m->widest, sizeof(float) * V);
+}
+
+/* n characters of one text: ids (n) -> the logits after each of them (n, V), and of every layer the states h and, where z
+ * is not null, the gates z after each of them, (n, hidden) each. To the bit what n calls of `decode` compute, but weights
+ * are read once for all. `state` lists each layer's tensors as for `decode`, of one row. `work` has n rows of
+ * `work_of` floats. */
+int trace(const model *m, int n, const int64_t *ids, float *logits, float *const *state, float *const *h,
+          float *const *z, float *work) {
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= m->vocabulary) return BAD_ID;
+    if (n) step(m, 0, n, ids, logits, state, h, z, work);
     return 0;
 }
 
@@ -275,18 +310,20 @@ static void *decode_groups(void *argument) {
     task *t = argument;
     const int64_t V = t->m->vocabulary;
     double *cumulative = malloc(sizeof(double) * V);
-    int failed = cumulative ? 0 : NO_MEMORY;
+    float *work = malloc(sizeof(float) * ROWS * work_of(t->m));
+    int failed = cumulative && work ? 0 : NO_MEMORY;
     int64_t group;
     while (!failed && (group = __atomic_fetch_add(&t->next_group, 1, __ATOMIC_RELAXED)) < t->groups) {
         const int64_t first = group * t->B / t->groups, end = (group + 1) * t->B / t->groups;
-        for (int64_t i = 0; i < t->n && !failed; i++) {
+        for (int64_t i = 0; i < t->n; i++) {
             int64_t *ids = t->ids + i * t->B;
             for (int64_t b = first; b < end && t->uniform; b++)
                 ids[b] = choose(t->logits + b * V, V, t->temperature, t->uniform[i * t->B + b], cumulative);
-            failed = step(t->m, first, end - first, ids, t->logits, t->state);
+            step(t->m, first, end - first, ids + first, t->logits + first * V, t->state, 0, 0, work);
         }
     }
     if (failed) __atomic_store_n(&t->failed, failed, __ATOMIC_RELAXED);
+    free(work);
     free(cumulative);
     return 0;
 }

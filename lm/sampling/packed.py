@@ -5,58 +5,38 @@ batch 1. The results of a row do not depend on the batch that it is in, to the b
 """
 
 import copy
-import ctypes
-from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
-from typing import cast, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lm.config.options import Weights
 from lm.files import UserError
-from lm.mixers.mingru import MinGRU
-from lm.mixers.minlstm import MinLSTM
-from lm.model import Block, LanguageModel, ModelState
+from lm.model import LanguageModel, ModelState
 from lm.native.build import BuildError, Library, warn_once
 from lm.ops import RMSNorm
+from lm.sampling.layout import CELLS, MLPS, NATIVE, WEIGHTS, Layout, quantise
 
-WEIGHTS: tuple[str, ...] = get_args(Weights)
-CELLS: dict[type[nn.Module], int] = {MinGRU: 0, MinLSTM: 1}
-MLPS = ("relu2", "gelu", "swiglu")
+ROWS = 32
+"""Characters of a text that go through the model together when it is traced."""
 
 
 class UnsupportedError(Exception):
     """A model cannot be packed."""
 
 
-class Matrix(ctypes.Structure):
-    """`matrix` of packed.c."""
+class Trace(NamedTuple):
+    """What a model computes while it reads one text of T characters."""
 
-    _fields_ = [*((name, c_void_p) for name in ("weight", "scale", "bias")), ("N", c_int64), ("K", c_int64)]
-
-
-class Layer(ctypes.Structure):
-    """`layer` of packed.c."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("kind", "hidden", "taps", "mlp", "mlp_hidden")),
-        *((name, c_void_p) for name in ("norm_mixer", "norm_mlp", "tap", "tap_bias")),
-        *((name, Matrix) for name in ("projection", "down", "mlp_up", "mlp_down")),
-    ]
-
-
-class Model(ctypes.Structure):
-    """`model` of packed.c."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "vocabulary", "width", "layers", "widest")),
-        ("eps", c_float),
-        ("embedding", c_void_p),
-        ("norm", c_void_p),
-        ("head", Matrix),
-        ("layer", POINTER(Layer)),
-    ]
+    logits: Tensor
+    """of the next id after each character (T, V)"""
+    gates: list[Tensor]
+    """z of each layer (T, hidden): the share of the candidate in the next state"""
+    states: list[Tensor]
+    """h of each layer after each character (T, hidden)"""
+    state: ModelState
+    """after the last character"""
 
 
 class Packed:
@@ -77,13 +57,16 @@ class Packed:
         self.weights, self.model = weights, rounded(model, weights)
         self.vocabulary = model.embedding.num_embeddings
         self._library = library()
-        self._block = 2 * self._library.packed_lanes()  # outputs of a block
-        self._kept: list[Tensor] = []  # what the structures below point to
-        self._layers = (Layer * len(model.blocks))(*(self._layer(block) for block in model.blocks))
-        self._packed = self._whole(model)
+        self._kept: list[Tensor] = []  # what the kernel reads
+        self._layout = Layout(model, weights, self._library.packed_lanes(), NATIVE, self._keep)
         self._row_shapes = [part.shape[1:] for part in flat(self.model.init_state(0))]
         self._shapes: tuple[int, list[torch.Size]] = -1, []
         self._pointers = c_void_p * len(self._row_shapes)
+
+    def _keep(self, x: Tensor) -> int:
+        """The address of a copy of x that lives as long as this object."""
+        self._kept.append(x.clone(memory_format=torch.contiguous_format))
+        return self._kept[-1].data_ptr()
 
     def init_state(self, batch: int) -> ModelState:
         """The state before the first character, for so many sequences."""
@@ -103,9 +86,7 @@ class Packed:
             IndexError: an id is not in the vocabulary.
             ValueError: ids or state are of the wrong shape, type or device.
         """
-        B = len(ids)
-        if ids.dtype is not torch.int64 or ids.dim() != 1 or not ids.is_cpu:
-            raise ValueError(f"expected ids (B,) of torch.int64 on cpu, not {_described(ids)}")
+        B = _count(ids)
         logits, new = torch.empty(B, self.vocabulary, dtype=torch.float32, device="cpu"), self._copy(B, state)
         self._run(None, 0.0, ids.contiguous()[None], logits, new)
         return logits, new
@@ -136,11 +117,32 @@ class Packed:
         self._run(uniform.contiguous(), temperature, ids, logits, new)
         return ids, logits, new
 
+    def trace(self, ids: Tensor, state: ModelState | None = None) -> Trace:
+        """Read ids (T,) int64 of one text, from the start or after another one, with the gates and states on the way.
+
+        Raises:
+            IndexError: an id is not in the vocabulary.
+            ValueError: the ids are of another type, or the state is not one of a single text.
+        """
+        T, new = _count(ids), self._copy(1, self.init_state(1) if state is None else state)
+        logits = torch.empty(T, self.vocabulary)
+        gates, states = ([torch.empty(T, hidden) for hidden in self._layout.hidden] for _ in range(2))
+        work = torch.empty(ROWS, self._layout.work)
+        layers = c_void_p * len(gates)
+        for parts in zip(*(x.split(ROWS) for x in (ids.contiguous(), logits, *gates, *states)), strict=True):
+            chunk, out, *kept = map(_address, parts)
+            z, h = layers(*kept[: len(gates)]), layers(*kept[len(gates) :])
+            pointers = self._pointers(*map(_address, flat(new)))
+            n = len(parts[0])
+            if self._library.trace(self._layout.address, n, chunk, out, pointers, h, z, work.data_ptr()):
+                raise IndexError(f"an id is not in 0 .. {self.vocabulary - 1}")
+        return Trace(logits, gates, states, new)
+
     def _run(self, uniform: Tensor | None, temperature: float, ids: Tensor, logits: Tensor, state: ModelState) -> None:
         """The native call, in place: ids (n, B) are chosen by uniform numbers (n, B), or given if these are None."""
         numbers, threads = (None, 1) if uniform is None else (uniform.data_ptr(), torch.get_num_threads())
         failed = self._library.decode(
-            ctypes.addressof(self._packed), ids.shape[1], ids.shape[0], numbers, temperature, ids.data_ptr(),
+            self._layout.address, ids.shape[1], ids.shape[0], numbers, temperature, ids.data_ptr(),
             logits.data_ptr(), self._pointers(*map(_address, flat(state))), threads,
         )  # fmt: skip
         if failed:
@@ -156,52 +158,15 @@ class Packed:
             raise ValueError(f"expected a float32 state of {self._shapes[1]}, not {', '.join(map(_described, parts))}")
         return tuple([tuple([x.clone(memory_format=torch.contiguous_format) for x in layer]) for layer in state])
 
-    def _keep(self, x: Tensor) -> int:
-        """The address of a copy of x that lives as long as this object."""
-        self._kept.append(x.detach().clone(memory_format=torch.contiguous_format))
-        return self._kept[-1].data_ptr()
-
-    def _matrix(self, linear: nn.Module) -> Matrix:
-        """The packed weights of a linear layer; a null matrix for an identity."""
-        if not isinstance(linear, nn.Linear):
-            return Matrix()
-        weight, bias, scale, block = linear.weight.detach(), linear.bias, None, self._block
-        N, K = weight.shape
-        if self.weights == "int8":
-            weight, scale = quantise(weight)
-        elif self.weights == "bfloat16":
-            weight = weight.to(torch.bfloat16).view(torch.int16)
-        rows = padded(weight, block).view(-1, block, K).transpose(1, 2)  # (blocks, K, block)
-        if self.weights == "bfloat16":
-            rows = rows.unflatten(2, (2, -1)).movedim(2, 3)
-        elif self.weights == "int8":
-            rows = padded(rows.movedim(1, 0), 2).movedim(0, 1).unflatten(1, (-1, 2)).unflatten(3, (2, -1))
-            rows = rows.movedim(4, 2)  # (blocks, K / 2, lanes, parity of the input, half of the block)
-        bias = weight.new_zeros(N, dtype=torch.float32) if bias is None else bias
-        vectors = [None if x is None else self._keep(padded(x.detach(), block)) for x in (scale, bias)]
-        return Matrix(self._keep(rows), *vectors, N, K)
-
-    def _layer(self, block: Block) -> Layer:
-        mixer, mlp = cast(MinGRU, block.mixer), block.mlp
-        assert mlp and block.norm_mlp
-        conv, keep = mixer.convolution, self._keep
-        taps, *tap = (0, None, None) if conv is None else (conv.size, keep(conv.weight), keep(conv.bias))
-        return Layer(
-            CELLS[type(mixer)], mixer.hidden, taps, MLPS.index(mlp.kind), mlp.down.in_features,
-            keep(block.norm_mixer.weight), keep(block.norm_mlp.weight), *tap,
-            *map(self._matrix, (mixer.projection, mixer.down, mlp.up, mlp.down)),
-        )  # fmt: skip
-
-    def _whole(self, model: LanguageModel) -> Model:
-        widest = max(padded(linear.weight, self._block).shape[0] for linear in linears(model))
-        return Model(
-            WEIGHTS.index(self.weights), self.vocabulary, model.embedding.embedding_dim, len(self._layers),
-            widest, torch.finfo(torch.float32).eps if model.norm.eps is None else model.norm.eps,
-            self._keep(model.embedding.weight), self._keep(model.norm.weight), self._matrix(model.head), self._layers,
-        )  # fmt: skip
-
 
 _address = Tensor.data_ptr  # fewer microseconds by map() than by a comprehension
+
+
+def _count(ids: Tensor) -> int:
+    """How many ids there are. Raises ValueError unless they are int64 (n,) on the CPU."""
+    if ids.dtype is not torch.int64 or ids.dim() != 1 or not ids.is_cpu:
+        raise ValueError(f"expected ids (n,) of torch.int64 on cpu, not {_described(ids)}")
+    return len(ids)
 
 
 def _described(x: Tensor) -> str:
@@ -213,21 +178,9 @@ def flat(state: ModelState) -> list[Tensor]:
     return [part for layer in state for part in layer]
 
 
-def padded(x: Tensor, multiple: int) -> Tensor:
-    """x with zeros appended along its first axis, up to a multiple of a number."""
-    missing = -x.shape[0] % multiple
-    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
-
-
 def linears(model: nn.Module) -> list[nn.Linear]:
     """All linear layers of a model, its head included."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 levels (N, K) and the scale (N,) of each output; its largest weight has level 127 or -127."""
-    scale = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
-    return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def rounded(model: LanguageModel, weights: str) -> LanguageModel:
@@ -283,5 +236,16 @@ def pack(model: LanguageModel, weights: str = "float32") -> "Packed | LanguageMo
 library = Library(
     Path(__file__).with_name("packed.c"),
     decode=(c_int, c_void_p, c_int64, c_int64, c_void_p, c_double, c_void_p, c_void_p, POINTER(c_void_p), c_int64),
+    trace=(
+        c_int,
+        c_void_p,
+        c_int,
+        c_void_p,
+        c_void_p,
+        POINTER(c_void_p),
+        POINTER(c_void_p),
+        POINTER(c_void_p),
+        c_void_p,
+    ),
     packed_lanes=(c_int64,),
 )

@@ -362,3 +362,57 @@ def test_without_a_compiler_the_model_serves(tmp_path):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_pack(weights):
     assert pack(make(), weights).weights == weights
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_traces_equal_the_slow_twin(options):
+    """Gates and states as plain torch computes them; logits and the last state as steps give them, to the bit."""
+    model = make(**options)
+    fast, start = Packed(model), random_state(model, 1)
+    before, ids = copy.deepcopy(start), torch.randint(model.embedding.num_embeddings, (77,))
+    trace = fast.trace(ids, start)
+    state = start
+    for t in range(77):
+        logits, state = fast.step(ids[t : t + 1], state)
+        assert torch.equal(trace.logits[t], logits[0])
+        for h, layer in zip(trace.states, state, strict=True):
+            assert torch.equal(h[t], layer[0][0])
+    assert all(map(torch.equal, packed.flat(trace.state), packed.flat(state)))
+    assert all(map(torch.equal, packed.flat(start), packed.flat(before)))
+    for z, gates in zip(trace.gates, slow_gates(model, ids, start), strict=True):
+        assert error(z, gates) < 1e-5
+
+
+def slow_gates(model, ids, state):
+    """z (T, hidden) of each layer, by the formulas of arXiv 2410.01201."""
+    gates = []
+
+    def keep(module, arguments, projection):
+        mixer = mixers[module]
+        *logits, _ = projection[0].chunk(mixer.gates + 1, dim=-1)
+        gates.append(
+            logits[0].sigmoid() if len(logits) == 1 else logits[1].sigmoid() / sum(x.sigmoid() for x in logits)
+        )
+
+    mixers = {block.mixer.projection: block.mixer for block in model.blocks}
+    hooks = [projection.register_forward_hook(keep) for projection in mixers]
+    model(ids[None], state)
+    for hook in hooks:
+        hook.remove()
+    return gates
+
+
+@torch.inference_mode()
+def test_tracing_from_the_start_and_wrong_arguments():
+    fast = Packed(make())
+    ids = torch.tensor([3, 4])
+    assert torch.equal(fast.trace(ids).logits, fast.trace(ids, fast.init_state(1)).logits)
+    with pytest.raises(IndexError, match=r"not in 0 .. 64"):
+        fast.trace(torch.tensor([1] * 40 + [65]))
+    with pytest.raises(ValueError, match="expected a float32 state"):
+        fast.trace(ids, fast.init_state(2))
+    with pytest.raises(ValueError, match="expected ids"):
+        fast.trace(ids.int())
+    empty = fast.trace(ids[:0])
+    assert empty.logits.shape == (0, 65) and empty.gates[0].shape == (0, 96)
