@@ -7,7 +7,12 @@
  */
 #include "kernel.h"
 
-#define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
+#ifdef __clang__ /* which unrolls by a number only after it has put arrays into memory */
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+#define EACH(i, n) UNROLL for (int i = 0; i < (n); i++)
 
 enum {
     TILE = LANES == 4 ? REGISTERS / 4 : 3 * REGISTERS / 8, /* rows whose sums stay in registers, two vectors each */
