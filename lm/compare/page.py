@@ -1,12 +1,6 @@
-"""A self-contained HTML page: the data, plotly and our own scripts in one file that loads nothing from the network.
-
-Names, samples and options come from run folders and are not trusted: they are embedded as JSON in which nothing can
-close the element, the scripts insert them as text, and a content security policy allows no other scripts.
-"""
+"""The page of `char-lm compare`: the data, plotly and our own scripts in one file (`lm.report.html`)."""
 
 import base64
-import hashlib
-import json
 import sys
 from array import array
 from importlib import resources
@@ -17,6 +11,7 @@ from lm.compare.parameters import parameters
 from lm.compare.runs import HUGE, NAN, RunData, Sample
 from lm.report import style
 from lm.report.format import UNITS, loss
+from lm.report.html import fill
 from lm.runs.metrics import AXES, VALUES
 
 VALIDATION = tuple(name for name in VALUES if name.startswith("val/"))
@@ -41,34 +36,9 @@ def render(data: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     files = resources.files("lm.compare")
+    template, style = ((files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
     scripts = [get_plotlyjs(), *((files / name).read_text(encoding="utf-8") for name in SCRIPTS)]
-    parts = {
-        "POLICY": _policy(scripts, live=data["live"]),
-        "STYLE": (files / "page.css").read_text(encoding="utf-8"),
-        "DATA": embed(data),
-        "SCRIPTS": "\n".join(f"<script>{script}</script>" for script in scripts),
-    }
-    page = (files / "page.html").read_text(encoding="utf-8")
-    head, *rest = page.split("<!--")  # one pass: inserted text is not searched again
-    for part in rest:
-        mark, _, tail = part.partition("-->")
-        head += parts[mark.strip()] + tail
-    return head
-
-
-def _policy(scripts: list[str], live: bool) -> str:
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    connect = "'self'" if live else "'none'"
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
-    )
-
-
-def embed(data: Any) -> str:
-    """JSON that is safe inside a <script> element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return fill(template, style, data, scripts, connect="'self'" if data["live"] else "'none'")
 
 
 def payload(runs: list[RunData], metric: str, target: float | None, skipped: list[str]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.compare import table, terminal
-from lm.compare.page import embed, encode, payload
+from lm.compare.page import encode, payload
 from lm.compare.runs import MARKS, read_run
+from lm.report.html import embed
 from lm.runs.metrics import HEADER
 from tests.commands import compare
 from tests.fake_runs import empty_run, fake_run, run_of

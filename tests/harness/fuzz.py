@@ -26,7 +26,7 @@ import yaml
 
 from lm.compare import table, terminal
 from lm.compare.main import as_csv
-from lm.compare.page import embed, encode, payload
+from lm.compare.page import encode, payload
 from lm.compare.runs import Reader
 from lm.config.options import Config, DataConfig
 from lm.corpora.batches import Windows
@@ -34,6 +34,7 @@ from lm.corpora.corpus import load_corpus
 from lm.corpora.tokenizer import CharTokenizer
 from lm.files import UserError
 from lm.model import LanguageModel
+from lm.report.html import embed
 from lm.runs.checkpoint import APPENDED, read_checkpoint
 from lm.runs.export import export
 from lm.runs.folder import Run

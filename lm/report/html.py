@@ -1,0 +1,47 @@
+"""Self-contained HTML pages: one file that loads nothing from the network.
+
+What a page shows comes from run folders and is not trusted: it is embedded as JSON in which nothing can close the element,
+the scripts insert it as text, and a content security policy allows no other scripts.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def fill(template: str, style: str, data: Any, scripts: Sequence[str], connect: str = "'none'", wasm: bool = False) -> str:
+    """The page of a template, whose marks <!--POLICY-->, <!--STYLE-->, <!--DATA--> and <!--SCRIPTS--> are replaced.
+
+    Args:
+        data: for the scripts, as JSON.
+        connect: addresses that the scripts may ask, as in a policy's connect-src.
+        wasm: whether they may compile WebAssembly.
+    """
+    parts = {
+        "POLICY": _policy(scripts, connect, wasm),
+        "STYLE": style,
+        "DATA": embed(data),
+        "SCRIPTS": "\n".join(f"<script>{script}</script>" for script in scripts),
+    }
+    page, *rest = template.split("<!--")  # one pass: inserted text is not searched again
+    for part in rest:
+        mark, _, tail = part.partition("-->")
+        page += parts[mark.strip()] + tail
+    return page
+
+
+def _policy(scripts: Sequence[str], connect: str, wasm: bool) -> str:
+    allowed = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
+    allowed += ["'wasm-unsafe-eval'"] if wasm else []
+    return (
+        f"default-src 'none'; script-src {' '.join(allowed)}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def embed(data: Any) -> str:
+    """JSON that is safe inside a <script> element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
