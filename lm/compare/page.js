@@ -33,39 +33,6 @@ function chooseCurve() {
   $("y").value = state.y;
 }
 
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  $("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  $("theme").ariaLabel = theme === "dark" ? "switch to light colours" : "switch to dark colours";
-}
-
-/** The theme that the user chose, after keeping a new one; null without one, or where a page has no storage. */
-function keptTheme(theme) {
-  try {
-    if (theme) localStorage.setItem("lm.compare.theme", theme);
-    return localStorage.getItem("lm.compare.theme");
-  } catch {
-    return null;
-  }
-}
-
-function connectTheme() {
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const kept = keptTheme();
-  setTheme(["dark", "light"].includes(kept) ? kept : system.matches ? "dark" : "light");
-  system.addEventListener("change", () => {
-    setTheme(system.matches ? "dark" : "light");
-    drawAll();
-  });
-  on("theme", "click", () => {
-    setTheme(dark() ? "light" : "dark");
-    keptTheme(document.documentElement.dataset.theme);
-    drawAll();
-  });
-}
-
-const on = (id, event, act) => $(id).addEventListener(event, act);
-
 function connectCurves() {
   on("x-axis", "change", (event) => change({ x: event.target.value, range: null }));
   on("y", "change", () => change({ y: $("y").value, chosen: true, range: null }));
@@ -199,7 +166,7 @@ function start() {
   chooseCurve();
   // without seeds to group there is nothing to switch
   $("grouped").closest("label").hidden = !data.live && data.groups.length === runs.size;
-  connectTheme();
+  connectTheme(drawAll);
   drawAll().then(() => performance.mark("drawn"));
   connectCurves();
   connectZoom();

@@ -3,7 +3,6 @@
 import base64
 import sys
 from array import array
-from importlib import resources
 from typing import Any
 
 from lm.compare import table
@@ -11,13 +10,13 @@ from lm.compare.parameters import parameters
 from lm.compare.runs import HUGE, NAN, RunData, Sample
 from lm.report import style
 from lm.report.format import UNITS, loss
-from lm.report.html import fill
+from lm.report.html import fill, texts
 from lm.runs.metrics import AXES, VALUES
 
 VALIDATION = tuple(name for name in VALUES if name.startswith("val/"))
 TRAINING = tuple(name for name in VALUES if not name.startswith("val/"))
 SCRIPTS = ("series.js", "state.js", "tables.js", "plots.js", "page.js")
-"""In the order in which they run, after plotly."""
+"""In the order in which they run, after plotly and what all pages use."""
 ROWS = 100_000
 """Training rows in a page; of more, neighbouring rows of each run are averaged."""
 SAMPLE_CHARS = 4_000_000
@@ -35,10 +34,9 @@ def render(data: dict[str, Any]) -> str:
     """The page that shows what `payload` and `encode` made."""
     from plotly.offline import get_plotlyjs
 
-    files = resources.files("lm.compare")
-    template, style = ((files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    scripts = [get_plotlyjs(), *((files / name).read_text(encoding="utf-8") for name in SCRIPTS)]
-    return fill(template, style, data, scripts, connect="'self'" if data["live"] else "'none'")
+    template, *styles = texts("lm.compare/page.html", "lm.report/page.css", "lm.compare/page.css")
+    scripts = [get_plotlyjs(), *texts("lm.report/page.js", *(f"lm.compare/{name}" for name in SCRIPTS))]
+    return fill(template, "".join(styles), data, scripts, connect="'self'" if data["live"] else "'none'")
 
 
 def payload(runs: list[RunData], metric: str, target: float | None, skipped: list[str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ const TEXTS = ["mixer", "status"]; // columns of the results that are no numbers
 const MARGIN = { l: 62, r: 12, t: 12, b: 46 };
 const MOST_SAMPLES = 12;
 
-const $ = (id) => document.getElementById(id);
 const curveTitle = (name) => $("y").querySelector(`[value="${name}"]`).dataset.title;
 const data = JSON.parse($("data").textContent);
 const runs = new Map(); // id -> run with its columns decoded

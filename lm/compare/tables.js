@@ -1,17 +1,6 @@
 "use strict";
 // Tables, legend, samples and files. Text from run folders is only ever set as text.
 
-/** An element with properties, `aria-` and `data-` attributes, and children; strings become text, never markup. */
-function el(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(props)) {
-    if (key.includes("-") || key === "role" || key === "scope") node.setAttribute(key, value);
-    else node[key] = value;
-  }
-  node.append(...children);
-  return node;
-}
-
 /** An SVG element with attributes and children. */
 function svg(tag, attributes, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -49,7 +38,6 @@ function swatch(look) {
   );
 }
 
-const dark = () => document.documentElement.dataset.theme === "dark";
 const colour = (look) => {
   const all = dark() ? data.looks.dark : data.looks.light;
   return all[look.colour % all.length];

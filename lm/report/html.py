@@ -8,10 +8,19 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 
-def fill(template: str, style: str, data: Any, scripts: Sequence[str], connect: str = "'none'", wasm: bool = False) -> str:
+def texts(*files: str) -> list[str]:
+    """The contents of files of packages, each named "package/file"."""
+    places = [file.split("/") for file in files]
+    return [(resources.files(package) / name).read_text(encoding="utf-8") for package, name in places]
+
+
+def fill(
+    template: str, style: str, data: Any, scripts: Sequence[str], connect: str = "'none'", wasm: bool = False
+) -> str:
     """The page of a template, whose marks <!--POLICY-->, <!--STYLE-->, <!--DATA--> and <!--SCRIPTS--> are replaced.
 
     Args:

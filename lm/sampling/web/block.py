@@ -58,7 +58,9 @@ def make_block(model: LanguageModel, tokenizer: CharTokenizer, weights: str = "b
         **_working_memory(image, layout, model),
     }
     texts = json.dumps(header), _base64(MODULE.read_bytes()), _base64(image.data)
-    return dict(zip(("header", "module", "image"), texts, strict=True)) | {"checksum": zlib.crc32("".join(texts).encode())}
+    return dict(zip(("header", "module", "image"), texts, strict=True)) | {
+        "checksum": zlib.crc32("".join(texts).encode())
+    }
 
 
 class _Image:
