@@ -13,10 +13,12 @@ from lm.files import UserError, import_optional
 if TYPE_CHECKING:
     from lm.runs.load import Trained
 
-USAGE = "RUN OUTPUT|--hub USER/NAME [--format folder|onnx] [--which best|last] [--weights float32|bfloat16]"
-FORMATS = {"folder": "lm.runs.export", "onnx": "lm.runs.onnx"}
+USAGE = "RUN OUTPUT|--hub USER/NAME [--format folder|onnx|web] [--which best|last] [--weights float32|bfloat16|int8]"
+FORMATS = {"folder": "lm.runs.export", "onnx": "lm.runs.onnx", "web": "lm.sampling.web.page"}
 """The module of each format. Its `export(run, output, which, weights)` writes all of it or, after an error, nothing; it
 returns how to use what it wrote, in a line."""
+WEIGHTS = {"folder": ("float32", "bfloat16"), "onnx": ("float32", "bfloat16"), "web": ("bfloat16", "int8", "float32")}
+"""The precisions of each format, its default first."""
 SAMPLE = 400
 """Characters of the text in a model card."""
 
@@ -29,12 +31,13 @@ class Options:
     """a run's name or folder, a checkpoint file, an exported folder, or hub:USER/NAME"""
     output: Annotated[str | None, POSITIONAL] = None
     """the folder or file to make"""
-    format: Literal["folder", "onnx"] = "folder"
-    """folder: safetensors, YAML and JSON, for this program; onnx: graphs of a step and a sequence, for onnxruntime"""
+    format: Literal["folder", "onnx", "web"] = "folder"
+    """folder: safetensors, YAML and JSON, for this program; onnx: graphs of a step and a sequence, for onnxruntime; web:
+    one HTML file in which the model writes"""
     which: Literal["best", "last"] = "best"
     """which checkpoint of a run"""
-    weights: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is half the size, and inexact"""
+    weights: Literal["float32", "bfloat16", "int8"] | None = None
+    """bfloat16 is half the size of float32 and inexact, int8, for web, a quarter (default: float32; for web bfloat16)"""
     hub: str | None = None
     """upload the folder's files, with a model card, to this repository of the Hugging Face Hub, made if need be"""
     private: bool = False
@@ -45,16 +48,20 @@ def run(options: Options) -> int:
     """Export, and print how to use what was written. Returns the exit code."""
     if (options.output is None) == (options.hub is None):
         raise UserError("give either the folder or file to make, or --hub USER/NAME")
+    default, *others = WEIGHTS[options.format]
+    if options.weights not in (None, default, *others):
+        raise UserError(f"--weights of --format {options.format} must be {' or '.join(WEIGHTS[options.format])}")
+    weights = options.weights or default
     if options.hub is not None:
-        print(f"uploaded {upload(options)}; use it with: char-lm generate hub:{options.hub}", file=sys.stderr)
+        print(f"uploaded {upload(options, weights)}; use it with: char-lm generate hub:{options.hub}", file=sys.stderr)
         return 0
     module = import_optional(FORMATS[options.format], f"--format {options.format}")
-    usage = module.export(options.run, Path(options.output or ""), options.which, options.weights)
+    usage = module.export(options.run, Path(options.output or ""), options.which, weights)
     print(f"wrote {options.output}; {usage}", file=sys.stderr)
     return 0
 
 
-def upload(options: Options) -> str:
+def upload(options: Options, weights: str) -> str:
     """Upload a model with its card to --hub. Returns the address."""
     from lm.runs import hub
     from lm.runs.export import make_files, read_chosen
@@ -63,7 +70,7 @@ def upload(options: Options) -> str:
     if options.format != "folder":
         raise UserError("--hub uploads what --format folder writes")
     hub.check_upload(options.hub)
-    saved = read_chosen(options.run, options.which, options.weights)
+    saved = read_chosen(options.run, options.which, weights)
     usage = "\n\n    ".join(["Use it where a run is asked for:", f"char-lm generate hub:{options.hub}"])
     files = make_files(saved, usage + sample(saved, options.hub))
     files["README.md"] = hub.front_matter(saved.config) + files["README.md"]

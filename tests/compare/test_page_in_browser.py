@@ -4,10 +4,8 @@ import base64
 import csv
 import itertools
 import json
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +16,21 @@ from lm.compare.runs import Reader
 from lm.compare.server import Feed, make_server
 from lm.report.format import short
 from lm.runs.metrics import AXES
+from tests.browser import ActionChains, By, Keys, Page, needs_browser, start
 from tests.commands import compare
 from tests.fake_runs import csv_row, fake_run, run_of
 
-selenium = pytest.importorskip("selenium", reason="the page's tests need selenium: pip install selenium")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-CHROME, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROME and DRIVER), reason="no browser: apt-get install chromium chromium-driver runs the page's tests"
-)
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
-).split()
+pytestmark = needs_browser
 HOSTILE = "z<img src=x onerror=window.hacked=1>"
 TRACES = "return document.getElementById('curves').data.filter((t) => t.hoverinfo !== 'skip')"
 
 
-class Page:
-    """A browser with a page in it."""
-
-    def __init__(self, driver: webdriver.Chrome) -> None:
-        self.driver = driver
-
-    def open(self, url: str, width: int = 1280, dark: bool = False) -> "Page":
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.driver.get(url)
-        self.wait(lambda: self.js("return performance.getEntriesByName('drawn').length") == 1)
-        return self
-
-    def js(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def at(self, selector: str) -> Any:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def click(self, selector: str) -> None:
-        """Click as a mouse does, having scrolled there."""
-        self.js("arguments[0].scrollIntoView({block: 'center'})", self.at(selector))
-        self.at(selector).click()
+class Comparison(Page):
+    """The page of the comparison."""
 
     def choose(self, value: str) -> None:
         """Choose a loss to plot."""
         self.click(f"#y option[value='{value}']")
-
-    def slide(self, selector: str, value: float) -> None:
-        """Move a slider, as dragging it does."""
-        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
-        self.js(script, self.at(selector), value)
-
-    def texts(self, selector: str) -> list[str]:
-        return [element.text for element in self.driver.find_elements(By.CSS_SELECTOR, selector)]
 
     def traces(self) -> list[dict[str, Any]]:
         """Lines of the large plot, without the bands."""
@@ -86,30 +41,11 @@ class Page:
     def range(self) -> list[list[float]]:
         return self.js("const l = document.getElementById('curves').layout; return [l.xaxis.range, l.yaxis.range]")
 
-    def wait(self, holds: Callable[[], Any], seconds: float = 20) -> None:
-        end = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < end, "the page did not get there"
-            time.sleep(0.05)
-
-    def complaints(self) -> list[str]:
-        """Messages on the console, and requests that left the page, since the last call."""
-        messages = [entry["message"] for entry in self.driver.get_log("browser")]
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return messages + [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
-
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROME
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield Page(driver)
-    driver.quit()
+def browser() -> Iterator[Comparison]:
+    for driver in start():
+        yield Comparison(driver)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +69,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def page(browser: Page, report: Path) -> Iterator[Page]:
+def page(browser: Comparison, report: Path) -> Iterator[Comparison]:
     """The page, fresh; fails the test if it asked the network for anything or complained."""
     browser.complaints()
     browser.open(report.as_uri())

@@ -95,8 +95,8 @@ function findStop(text, stops) {
 }
 
 /**
- * Continue a text, a character at each step. Yields {id, text: what can be shown, finish: "length", "stop" or empty,
- * position: after the id}. The unknown, the last id, is never chosen.
+ * Continue a text, a character at each step. Yields {id, text: what can be shown, held: what may become a stop string or is
+ * one, finish: "length", "stop" or empty, position: after the id}. The unknown, the last id, is never chosen.
  * options, read at each step: {seed, sample, chars (0: no end), stops, temperature, top_k, top_p, min_p}.
  */
 function* writeText(engine, position, options) {
@@ -109,10 +109,10 @@ function* writeText(engine, position, options) {
     position = { ...engine.read([id], position).position, drawn: stream.drawn };
     held += engine.vocabulary[id];
     const { ready, stopped } = findStop(held, options.stops ?? []);
-    const finish = stopped ? "stop" : written === options.chars ? "length" : "";
+    const finish = stopped ? "stop" : options.chars && written >= options.chars ? "length" : "";
     const text = finish === "length" ? held : held.slice(0, ready);
     held = held.slice(text.length);
-    yield { id, text, finish, position };
+    yield { id, text, held, finish, position };
     if (finish) return;
   }
 }
