@@ -15,7 +15,7 @@ from torch import Tensor
 from lm.corpora.tokenizer import UNKNOWN, CharTokenizer
 from lm.files import UserError
 from lm.model import LanguageModel
-from lm.sampling.layout import CELLS, WASM32, Layout
+from lm.sampling.layout import WASM32, Layout
 from lm.sampling.packed import ROWS, UnsupportedError, flat, require_supported
 from lm.sampling.text import start_ids
 from lm.sampling.web.build import BASE, MODULE
@@ -48,10 +48,7 @@ def make_block(model: LanguageModel, tokenizer: CharTokenizer, weights: str = "b
     header = {
         "vocabulary": tokenizer.characters + UNKNOWN,
         "start": start_ids(tokenizer, "").tolist(),
-        "layers": [
-            {"hidden": block.mixer.hidden, "kind": type(block.mixer).__name__, "cell": CELLS[type(block.mixer)]}
-            for block in model.blocks
-        ],
+        "layers": [{"hidden": block.mixer.hidden, "kind": type(block.mixer).__name__} for block in model.blocks],
         "weights": weights,
         "base": BASE,
         "model": layout.address,

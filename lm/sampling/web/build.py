@@ -38,7 +38,7 @@ def build(path: Path) -> None:
         command = ["clang", *FLAGS, f"-I{HEADERS}", str(SOURCE), "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"clang cannot build {path.name}:\n{done.stderr.strip()}")
+            raise UserError(f"clang cannot build {path.name}: {done.stderr.strip()}")
         atomic_write(path, output.read_bytes())
 
 
