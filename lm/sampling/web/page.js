@@ -2,8 +2,9 @@
 // The page that types and reads: the prompt, the controls, and the text that the model writes, a part in each frame.
 
 const READ = 2048; // characters of a prompt that are read between two frames
-const BUSY = 12; // milliseconds of a frame in which the model writes
+const BUSY = 24; // milliseconds of a frame in which the model writes
 const SHOWN = 100_000; // characters of the text on the page; of a longer one the end
+const BLOCK = 1000; // characters after which a new element begins at the next line: only the last one is laid out again
 
 const state = {
   engine: null,
@@ -13,6 +14,7 @@ const state = {
   turn: 0, // counts the calls of `begin`, so that one that waits for a frame knows of a later one
   running: false,
   written: 0,
+  shown: 0,
 };
 
 const frame = () => new Promise((done) => requestAnimationFrame(done));
@@ -32,43 +34,71 @@ function takeOptions() {
   const stop = $("stop").value.replace(/\\([nt\\])/g, (_, letter) => BREAKS[letter]);
   const names = ["temperature", "top_k", "top_p", "min_p", "chars"];
   const numbers = Object.fromEntries(names.map((name) => [name, Number($(name).value)]));
+  $("wrong").textContent = "";
   Object.assign(state.options, numbers, { seed: BigInt(seed), stops: stop ? [stop] : [] });
   return true;
 }
 
 function refuse(input, problem) {
-  say(`${input.closest("label").textContent.trim()}: ${problem}`);
+  $("wrong").textContent = `${input.closest("label").textContent.trim()}: ${problem}`;
   return false;
 }
 
 const say = (text) => ($("status").textContent = text);
 
 /** Append to the text, and keep its end in view if that was so before. */
-function append(...nodes) {
+function append(text) {
   const box = $("text");
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-  box.append(...nodes);
-  for (let length = box.textContent.length; length > SHOWN && box.childNodes.length > 1; ) {
-    length -= box.firstChild.textContent.length;
-    box.firstChild.remove();
+  for (let rest = text; rest; ) {
+    const block = lastBlock();
+    const lineEnd = rest.indexOf("\n") + 1;
+    const part = block.textContent.length > BLOCK && lineEnd ? rest.slice(0, lineEnd) : rest;
+    block.append(part);
+    rest = rest.slice(part.length);
   }
+  state.shown += text.length;
+  while (state.shown > SHOWN) dropFirst();
   if (atEnd) box.scrollTop = box.scrollHeight;
+}
+
+/** The element that the text goes on in: a new one where the last has a number of whole lines. */
+function lastBlock() {
+  const last = $("text").lastChild;
+  if (last && !(last.textContent.length > BLOCK && last.textContent.endsWith("\n"))) return last;
+  $("text").append(el("div"));
+  return $("text").lastChild;
+}
+
+function dropFirst() {
+  const block = $("text").firstChild;
+  state.shown -= block.firstChild.textContent.length;
+  block.firstChild.remove();
+  if (!block.firstChild) block.remove();
+}
+
+function clearText() {
+  $("text").replaceChildren();
+  state.shown = 0;
+  say("");
 }
 
 const isSeen = (char) => state.engine.ids.has(char);
 
-/** The prompt as elements, with the characters framed that the model has never seen. */
-function givenNodes(text) {
+/** Show the prompt, with the characters framed that the model has never seen. */
+function showPrompt(text) {
+  const block = lastBlock();
   const parts = [];
   for (const char of text.slice(-SHOWN)) {
     const seen = isSeen(char);
     if (parts.at(-1)?.seen !== seen) parts.push({ seen, chars: [] });
     parts.at(-1).chars.push(char);
   }
-  const title = "never seen in training";
-  return parts.map(({ seen, chars }) =>
-    el("span", seen ? { className: "given" } : { className: "given unseen", title }, chars.join("")),
-  );
+  for (const { seen, chars } of parts) {
+    const look = seen ? { className: "given" } : { className: "given unseen", title: "never seen in training" };
+    block.append(el("span", look, chars.join("")));
+    state.shown += chars.length;
+  }
 }
 
 function nameUnseen() {
@@ -83,8 +113,8 @@ async function begin() {
   const turn = ++state.turn;
   const text = $("prompt").value;
   const ids = state.engine.encode(text);
-  $("text").replaceChildren();
-  append(...givenNodes(text));
+  clearText();
+  showPrompt(text);
   let position = ids.length ? null : state.engine.start();
   for (let first = 0; first < ids.length; first += READ) {
     position = state.engine.read(ids.slice(first, first + READ), position).position;
@@ -169,15 +199,14 @@ function connect() {
   on("step", "click", step);
   on("again", "click", () => {
     reset();
-    $("text").replaceChildren();
-    say("");
+    clearText();
   });
   on("prompt", "input", () => {
     nameUnseen();
     reset();
   });
   on("seed", "input", reset);
-  on("options", "input", () => takeOptions() && say(""));
+  on("options", "input", takeOptions);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") setRunning(false);
     else if (event.ctrlKey && event.key === "Enter") $("go").click();
