@@ -90,7 +90,7 @@ records: .venv/ready
 	$(BIN)/char-lm document docs/records.md#sample char-lm generate runs/record/student-seed1 --seed 1 --chars 2000
 
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
-BENCHES ?= cell busy step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
+BENCHES ?= cell busy page step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
   "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
 performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
@@ -110,6 +110,10 @@ reliability: .venv/ready-test
 mutants: .venv/ready-test
 	$(BIN)/python -m tests.harness.mutants $(ARGS)
 
+# lm/sampling/web/packed.wasm, the native decoder as WebAssembly, after a change of packed.c; needs clang and lld.
+wasm: .venv/ready
+	$(BIN)/python -m lm.sampling.web.build
+
 lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -124,4 +128,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results recipe paper paper-full paper-copying records performance reliability mutants lint
+.PHONY: train test results recipe paper paper-full paper-copying records performance reliability mutants wasm lint

@@ -1,9 +1,8 @@
 """Chromium, driven by selenium: what the tests of all pages use."""
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
 import pytest
@@ -14,16 +13,12 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-__all__ = ["ActionChains", "By", "Keys", "Page", "needs_browser", "start"]
+from lm.bench.browser import CHROME, DRIVER, chromium
 
-CHROME, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+__all__ = ["ActionChains", "By", "Keys", "Page", "chromium", "needs_browser"]
 needs_browser = pytest.mark.skipif(
     not (CHROME and DRIVER), reason="no browser: apt-get install chromium chromium-driver runs the tests of pages"
 )
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
-).split()
 
 
 class Page:
@@ -75,15 +70,3 @@ class Page:
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return messages + [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
-
-
-def start() -> Iterator[webdriver.Chrome]:
-    """A browser that keeps messages of the console and requests; it ends with the iterator."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROME
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()

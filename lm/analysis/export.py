@@ -37,7 +37,7 @@ class Options:
     which: Literal["best", "last"] = "best"
     """which checkpoint of a run"""
     weights: Literal["float32", "bfloat16", "int8"] | None = None
-    """bfloat16 is half the size of float32 and inexact, int8, for web, a quarter (default: float32; for web bfloat16)"""
+    """bfloat16 is half the size and inexact; int8, a quarter, is for web only (default: float32; for web bfloat16)"""
     hub: str | None = None
     """upload the folder's files, with a model card, to this repository of the Hugging Face Hub, made if need be"""
     private: bool = False

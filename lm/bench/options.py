@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from lm.config.fields import POSITIONAL, Count, Natural, Output, Positive, Range
-from lm.config.options import MixerName
+from lm.config.options import MixerName, Weights
 
 POWERS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 CellName = Literal["mingru", "minlstm"]
@@ -265,6 +265,20 @@ class Onnx(Timed, Common):
     """also time both"""
 
 
+@dataclass
+class Page(Timed, Common):
+    """A model in a page, in Chromium: equal to Python's, characters per second, size, time until it is ready."""
+
+    run: str = "pretrained"
+    """a run's name or folder, a checkpoint file, or an exported folder"""
+    weights: Annotated[list[Weights], Quick(["bfloat16"])] = field(default_factory=lambda: ["bfloat16", "int8"])
+    """precisions of the matrices"""
+    chars: Annotated[Count, Quick(100)] = 2000
+    """characters to read and to write"""
+    pages: list[str] = field(default_factory=list)
+    """other pages with a model, such as those of char-lm inspect: their size and time until they are ready"""
+
+
 BENCHMARKS: dict[str, type[Common]] = {
     kind.__name__.lower(): kind
     for kind in (
@@ -282,6 +296,7 @@ BENCHMARKS: dict[str, type[Common]] = {
         Context,
         Split,
         Onnx,
+        Page,
     )
 }
 """Each benchmark is the module of its name in this package."""

@@ -1,7 +1,7 @@
 """Self-contained HTML pages: one file that loads nothing from the network.
 
-What a page shows comes from run folders and is not trusted: it is embedded as JSON in which nothing can close the element,
-the scripts insert it as text, and a content security policy allows no other scripts.
+What a page shows comes from run folders and is not trusted: it is embedded as JSON in which nothing can close the
+element, the scripts insert it as text, and a content security policy allows no other scripts.
 """
 
 import base64

@@ -1,5 +1,7 @@
 """`char-lm export`: each format by its command."""
 
+import re
+
 import pytest
 import torch
 
@@ -23,3 +25,28 @@ def test_a_folder_of_the_best_or_the_last_checkpoint(run, tmp_path, capsys, whic
     assert names == ["README.md", "config.yaml", "model.safetensors", "tokenizer.json"]
     expected = load(run / "checkpoints" / f"{which}.ckpt")[0].state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in load(folder)[0].state_dict().items())
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_a_page_that_asks_for_nothing(tmp_path, capsys, weights):
+    page = tmp_path / "page.html"
+    assert commands.export(["pretrained", str(page), "--format", "web", "--weights", weights]) == 0
+    assert capsys.readouterr().err == f"wrote {page}; open it in a browser\n"
+    text = page.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text and "'wasm-unsafe-eval'" in text and "connect-src 'none'" in text
+    assert not re.search(r"(src|href)=\"(?!data:)|https?://|unsafe-eval'(?<!wasm-unsafe-eval')", text)
+    assert f"parameters, {weights}, trained on" in text
+
+
+def test_weights_that_a_format_does_not_have(tmp_path, capsys):
+    assert commands.export(["pretrained", str(tmp_path / "a"), "--weights", "int8"]) == 2
+    assert "--weights of --format folder must be float32 or bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_mixer_that_no_page_can_run(run_train, tmp_path, capsys):
+    path = run_train("b", "--model.mixer", "gru", "--trainer.max_steps", "1")
+    capsys.readouterr()
+    assert commands.export([str(path), str(tmp_path / "a.html"), "--format", "web"]) == 2
+    error = "this model cannot run in a page: the mixer GRU has no native step"
+    assert error in capsys.readouterr().err and not (tmp_path / "a.html").exists()

@@ -15,7 +15,7 @@ def bench(tmp_path, capsys):
 
     def call(command: str, *options: str):
         path = tmp_path / f"{command}.json"
-        placeless = ("parameters", "overhead", "step", "start", "corpus", "context", "split", "onnx")
+        placeless = ("parameters", "overhead", "step", "start", "corpus", "context", "split", "onnx", "page")
         where = [] if command in placeless else ["--device", "cpu"]
         assert commands.bench([command, "--quick", "--json", str(path), *where, *options]) == 0
         return json.loads(path.read_text()), capsys.readouterr().out

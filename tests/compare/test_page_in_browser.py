@@ -16,7 +16,7 @@ from lm.compare.runs import Reader
 from lm.compare.server import Feed, make_server
 from lm.report.format import short
 from lm.runs.metrics import AXES
-from tests.browser import ActionChains, By, Keys, Page, needs_browser, start
+from tests.browser import ActionChains, By, Keys, Page, chromium, needs_browser
 from tests.commands import compare
 from tests.fake_runs import csv_row, fake_run, run_of
 
@@ -44,7 +44,7 @@ class Comparison(Page):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Comparison]:
-    for driver in start():
+    with chromium() as driver:
         yield Comparison(driver)
 
 

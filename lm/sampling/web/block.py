@@ -1,7 +1,7 @@
 """A model as a block of data that engine.js runs: the WebAssembly module and the image of its memory.
 
-The image is what the kernel reads, weights and structures with their addresses, so that JavaScript copies bytes and calls
-a function, and knows nothing of the architecture. Working memory follows the image; the header has its addresses.
+The image is what the kernel reads, weights and structures with their addresses, so that JavaScript copies bytes and
+calls a function, and knows nothing of the architecture. Working memory follows the image; the header has its addresses.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """packed.c as a WebAssembly module: `make wasm` writes packed.wasm anew, with clang and lld.
 
-The module has no imports. It exports `trace` of packed.c and its memory, whose first bytes are its stack; a model and its
-working memory go to `BASE` and above.
+The module has no imports. It exports `trace` of packed.c and its memory, whose first bytes are its stack; a model and
+its working memory go to `BASE` and above.
 """
 
 import shutil
@@ -18,9 +18,9 @@ SOURCE = Path(__file__).parents[1] / "packed.c"
 BASE = 1 << 16
 """The first address that the module itself does not use: its `__heap_base` is below."""
 FLAGS = (
-    "--target=wasm32 -nostdlib -ffreestanding -std=gnu11 -O3 -msimd128 -mbulk-memory -fno-math-errno -fno-trapping-math "
-    "-fopenmp-simd -Wl,--no-entry -Wl,--export=trace -Wl,--export=__heap_base -Wl,--stack-first -Wl,-z,stack-size=32768 "
-    "-Wl,--strip-debug"
+    "--target=wasm32 -nostdlib -ffreestanding -msimd128 -mbulk-memory "
+    "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd "
+    "-Wl,--no-entry,--export=trace,--export=__heap_base,--stack-first,-z,stack-size=32768,--strip-debug"
 ).split()
 
 

@@ -36,7 +36,7 @@ function minP(logits, p) {
 function choose(logits, uniform, { temperature = 1, top_k = 0, top_p = 1, min_p = 0 } = {}) {
   const largest = logits.reduce((a, b) => Math.max(a, b));
   if (temperature === 0) return logits.indexOf(largest);
-  const scaled = Float64Array.from(logits, (x) => (x - largest) / temperature);
+  const scaled = Float64Array.from(logits).map((x) => (x - largest) / temperature);
   let sum = 0;
   const cumulative = minP(topP(topK(scaled, top_k), top_p), min_p).map((x) => (sum += Math.exp(x)));
   return cumulative.findIndex((part) => part > uniform * sum);

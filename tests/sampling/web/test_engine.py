@@ -19,7 +19,7 @@ from lm.sampling.text import find_stop, generate
 from lm.sampling.web import block, build
 from lm.sampling.web.block import make_block
 from lm.sampling.web.page import ENGINE
-from tests.browser import Page, needs_browser, start
+from tests.browser import Page, chromium, needs_browser
 from tests.sampling.helpers import TOKENIZER
 from tests.sampling.test_packed import MODELS, make
 from tests.sampling.web.test_build import needs_clang
@@ -73,7 +73,7 @@ def page(tmp_path_factory) -> Iterator[Engines]:
     """A page that may run WebAssembly and ask for nothing; it must not complain."""
     path = tmp_path_factory.mktemp("page") / "engines.html"
     path.write_text(fill(TEMPLATE, "", None, [*texts(*ENGINE), TOOLS], wasm=True), encoding="utf-8")
-    for driver in start():
+    with chromium() as driver:
         page = Engines(driver).open(path.as_uri())
         yield page
         assert page.complaints() == []

@@ -13,7 +13,7 @@ from lm.runs.load import Trained
 from lm.sampling.packed import Packed
 from lm.sampling.text import generate
 from lm.sampling.web.page import render
-from tests.browser import ActionChains, Keys, Page, needs_browser, start
+from tests.browser import ActionChains, Keys, Page, chromium, needs_browser
 from tests.commands import export
 
 pytestmark = needs_browser
@@ -56,7 +56,7 @@ class Writing(Page):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Writing]:
-    for driver in start():
+    with chromium() as driver:
         yield Writing(driver)
 
 

@@ -1,0 +1,34 @@
+"""`char-lm bench page`."""
+
+import pytest
+
+from lm.sampling.packed import Packed
+from tests.browser import needs_browser
+
+pytestmark = needs_browser
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A page that is ready at once."""
+    path = tmp_path / "other.html"
+    path.write_text("<script>performance.mark('ready')</script>")
+    return path
+
+
+def test_what_is_measured_and_that_nothing_is_timed_that_differs(bench, other, monkeypatch):
+    right = Packed.trace
+
+    def wrong(self, *arguments):
+        trace = right(self, *arguments)
+        return trace._replace(logits=1.01 * trace.logits) if self.weights == "int8" else trace
+
+    monkeypatch.setattr(Packed, "trace", wrong)
+    result, out = bench("page", "--weights", "bfloat16", "int8", "--pages", str(other))
+    model, differs, page = result["results"]
+    assert model["difference"] < 1e-4 and 2e6 < model["bytes"] < 2.5e6
+    assert len(model["read"]) == len(model["written"]) == len(model["ready"]) == 2
+    assert min(model["read"] + model["written"]) > 100 and min(model["ready"]) > 0
+    assert differs["skipped"].startswith("differs: a log-probability is off by") and "read" not in differs
+    assert page["name"] == "other.html" and page["bytes"] == other.stat().st_size and "read" not in page
+    assert "Chromium" in out and differs["skipped"] in out
