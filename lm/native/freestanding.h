@@ -1,5 +1,5 @@
-/* The part of the C library that kernels use, for WebAssembly, which has none. Copies are instructions there. The rest is
- * declared and not defined: what calls it, as threads do, cannot be exported to WebAssembly.
+/* The part of the C library that kernels use, for WebAssembly, which has none. Copies are instructions there. The rest
+ * is declared and not defined: what calls it, as `decode` of packed.c does, cannot be exported to WebAssembly.
  */
 #include <stddef.h>
 

@@ -208,8 +208,8 @@ static void multiply(int64_t type, const matrix *m, const float *x, int64_t x_ro
 
 INLINE int64_t padded(int64_t n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
-/* A layer's state and the rows that go through it. Rows of a batch have a state each; those of one text, which follow each
- * other, have one in common: then h (rows, hidden) becomes the states after each of them, and `before` is the one before. */
+/* A layer's state and the rows that go through it. Rows of a batch have a state each. Those of one text, which follow
+ * each other, pass one on: then h (rows, hidden) becomes the states after each of them, `before` is the one before. */
 typedef struct {
     float *h, *past, *z; /* z: becomes the gates (rows, hidden), unless null */
     const float *before; /* null for rows of a batch */
@@ -250,8 +250,8 @@ static void step_layer(const model *m, const layer *l, float *x, float *y, float
 
 INLINE int64_t work_of(const model *m) { return 2 * padded(m->width) + m->widest; } /* floats that a row works with */
 
-/* One step of the whole model: ids (rows) -> logits (rows, V), states in place: those of the rows `first` .. `first + rows`
- * of a batch, or the single one of a text (see `trace`) whose rows follow each other. */
+/* One step of the whole model: ids (rows) -> logits (rows, V), states in place: those of the rows `first` ..
+ * `first + rows` of a batch or, with h, the one of a text whose rows follow each other (see `trace`). */
 static void step(const model *m, int64_t first, int rows, const int64_t *ids, float *logits, float *const *state,
                  float *const *h, float *const *z, float *x) {
     const int64_t D = m->width, V = m->vocabulary, row = padded(D);
@@ -260,7 +260,8 @@ static void step(const model *m, int64_t first, int rows, const int64_t *ids, fl
     for (int64_t i = 0; i < m->layers; i++) {
         const layer *l = m->layer + i;
         const int64_t H = l->hidden, past = (l->taps - 1) * D;
-        memory s = {h ? h[i] : state[0] + first * H, l->taps ? state[1] + first * past : 0, z ? z[i] : 0, h ? state[0] : 0};
+        memory s = {h ? h[i] : state[0] + first * H, 0, z ? z[i] : 0, h ? state[0] : 0};
+        if (l->taps) s.past = state[1] + first * past;
         step_layer(m, l, x, y, wide, rows, s);
         if (h) memcpy(state[0], h[i] + (rows - 1) * H, sizeof(float) * H);
         state += 1 + (l->taps != 0);
@@ -270,14 +271,20 @@ static void step(const model *m, int64_t first, int rows, const int64_t *ids, fl
     for (int r = 0; r < rows; r++) memcpy(logits + r * V, wide + r * m->widest, sizeof(float) * V);
 }
 
-/* n characters of one text: ids (n) -> the logits after each of them (n, V), and of every layer the states h and, where z
- * is not null, the gates z after each of them, (n, hidden) each. To the bit what n calls of `decode` compute, but weights
- * are read once for all. `state` lists each layer's tensors as for `decode`, of one row. `work` has n rows of
+/* Whether all ids (n) are in the vocabulary. */
+static int known(const model *m, int64_t n, const int64_t *ids) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= m->vocabulary) return 0;
+    return 1;
+}
+
+/* n characters of one text: ids (n) -> the logits after each of them (n, V), and of every layer the states h and, where
+ * z is not null, the gates z after each of them, (n, hidden) each. To the bit what n calls of `decode` compute, but
+ * weights are read once for all. `state` lists each layer's tensors as for `decode`, of one row. `work` has n rows of
  * `work_of` floats. */
 int trace(const model *m, int n, const int64_t *ids, float *logits, float *const *state, float *const *h,
           float *const *z, float *work) {
-    for (int i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= m->vocabulary) return BAD_ID;
+    if (!known(m, n, ids)) return BAD_ID;
     if (n) step(m, 0, n, ids, logits, state, h, z, work);
     return 0;
 }
@@ -345,8 +352,7 @@ int decode(const model *m, int64_t B, int64_t n, const double *uniform, double t
     int helpers = 0;
     const int64_t rows = threads > 1 ? FEW : ROWS;
     task t = {m, B, n, (B + rows - 1) / rows, 0, uniform, temperature, ids, logits, state, 0};
-    for (int64_t i = 0; i < n * B && !uniform; i++)
-        if (ids[i] < 0 || ids[i] >= m->vocabulary) return BAD_ID;
+    if (!uniform && !known(m, n * B, ids)) return BAD_ID;
     while (helpers < MOST && helpers + 1 < threads && helpers + 1 < t.groups) {
         if (pthread_create(helper + helpers, 0, decode_groups, &t)) break;
         helpers++;

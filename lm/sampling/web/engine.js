@@ -1,17 +1,20 @@
 "use strict";
-// The model: a block that lm/sampling/web/block.py made, run by WebAssembly. An id is a character's place in the vocabulary.
+// The model: a block that lm/sampling/web/block.py made, run by WebAssembly. An id is a character's place in the
+// vocabulary.
 //
-// A position is the end of a text as a value to keep and to go on from, as in lm/sampling/decoder.py: {state, logits: of the
-// next id, drawn: random numbers used}.
+// A position is the end of a text as a value to keep and to go on from, as in lm/sampling/decoder.py: {state, logits: of
+// the next id, drawn: random numbers used}.
 
 /** The smallest module that uses a vector. */
-const VECTORS = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
+const VECTORS = [
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
+];
 
 class Engine {
   /** An engine of a block. Throws an Error that says, in a line for the reader, why there is none. */
   static async create(block) {
     if (typeof WebAssembly !== "object" || !WebAssembly.validate(new Uint8Array(VECTORS))) {
-      throw new Error("This browser cannot run the model: it has no WebAssembly with SIMD. Browsers since 2023 have it.");
+      throw new Error("This browser cannot run the model: it has no WebAssembly with SIMD. Those since 2023 have it.");
     }
     if (crc32(new TextEncoder().encode(block.header + block.module + block.image)) !== block.checksum) {
       throw new Error("The model in this page is damaged: its checksum differs. Get the page again.");
@@ -41,7 +44,7 @@ class Engine {
     };
   }
 
-  /** The ids of a text, one for each code point; a character that the model has never seen is the unknown, the last id. */
+  /** The ids of a text, one for each code point; a character never seen in training is the unknown, the last id. */
   encode(text) {
     return Array.from(text, (character) => this.ids.get(character) ?? this.unknown);
   }
@@ -57,8 +60,8 @@ class Engine {
 
   /**
    * Read ids after a position, or from the very start without one.
-   * Returns {logits: (n, V) of the prediction after each id, z and h: gates and states (n, hidden) of each layer, or null
-   * unless they are asked for, position: after the last id}.
+   * Returns {logits: (n, V) of the prediction after each id, z and h: gates and states (n, hidden) of each layer, null
+   * unless `trace` asks for them, position: after the last id}.
    */
   read(ids, position = null, { trace = false } = {}) {
     const { header, memory } = this;

@@ -1,6 +1,6 @@
 "use strict";
-// The choice of the next character, as lm/sampling/filters.py, decoder.py and text.py make it: with equal weights a page and
-// `char-lm generate` write the same text for the same seed.
+// The choice of the next character, as lm/sampling/filters.py, decoder.py and text.py make it: with equal weights a page
+// and `char-lm generate` write the same text for the same seed.
 
 /** Keep the k largest logits, ties included; the others become -Infinity. 0 keeps all. */
 function topK(logits, k) {
@@ -95,8 +95,8 @@ function findStop(text, stops) {
 }
 
 /**
- * Continue a text, a character at each step. Yields {id, text: what can be shown, held: what may become a stop string or is
- * one, finish: "length", "stop" or empty, position: after the id}. The unknown, the last id, is never chosen.
+ * Continue a text, a character at each step. Yields {id, text: what can be shown, held: what is or may become a stop
+ * string, finish: "length", "stop" or empty, position: after the id}. The unknown, the last id, is never chosen.
  * options, read at each step: {seed, sample, chars (0: no end), stops, temperature, top_k, top_p, min_p}.
  */
 function* writeText(engine, position, options) {
