@@ -11,7 +11,7 @@ const state = {
   options: {}, // of writeText, which reads them at each step
   writer: null, // the running continuation; null where the prompt is to be read first
   last: null, // its last step
-  turn: 0, // counts the calls of `begin`, so that one that waits for a frame knows of a later one
+  turn: 0, // counts what the user starts and ends, so that what waits for a frame knows that its turn is over
   running: false,
   written: 0,
   shown: 0,
@@ -108,9 +108,8 @@ function nameUnseen() {
   $("unseen").textContent = names.length ? `Never seen in training: ${names.join(" ")}${more}` : "";
 }
 
-/** Read the prompt. False if another call has begun meanwhile. */
-async function begin() {
-  const turn = ++state.turn;
+/** Read the prompt. False if another turn has begun meanwhile. */
+async function begin(turn) {
   const text = $("prompt").value;
   const ids = state.engine.encode(text);
   clearText();
@@ -149,23 +148,23 @@ function writePart(most, until) {
 
 async function run() {
   if (!takeOptions()) return;
-  setRunning(true);
-  if (!state.writer && !(await begin())) return;
+  const turn = take(true);
+  if (!state.writer && !(await begin(turn))) return;
   goOn();
-  const { turn } = state;
   const start = performance.now();
   const before = state.written;
   let due = 0;
-  for (let now = start; state.running && turn === state.turn; ) {
+  for (let now = start; !state.last?.finish; ) {
     const then = now;
     now = await frame();
+    if (turn !== state.turn) return;
     const speed = Number($("speed").value);
     due = speed === Infinity ? Infinity : Math.min(due + (speed * Math.max(0, now - then)) / 1000, speed);
-    if (state.running && turn === state.turn) due -= writePart(Math.floor(due), performance.now() + BUSY);
-    if (state.last?.finish) setRunning(false);
+    due -= writePart(Math.floor(due), performance.now() + BUSY);
     const seconds = (performance.now() - start) / 1000;
     say(describe() + (seconds > 0.5 ? `, ${number(Math.round((state.written - before) / seconds))} a second` : ""));
   }
+  take(false);
 }
 
 function describe() {
@@ -174,28 +173,30 @@ function describe() {
 }
 
 async function step() {
-  setRunning(false);
-  if (!takeOptions() || (!state.writer && !(await begin()))) return;
+  if (!takeOptions()) return;
+  const turn = take(false);
+  if (!state.writer && !(await begin(turn))) return;
   goOn();
   writePart(1, Infinity);
   say(describe());
-  setRunning(false);
+  take(false);
 }
 
 /** Forget the text: what is written next begins at the prompt. */
 function reset() {
-  state.turn++;
   Object.assign(state, { writer: null, last: null, written: 0 });
-  setRunning(false);
+  take(false);
 }
 
-function setRunning(running) {
+/** Take a turn, which ends what runs; returns its number. */
+function take(running) {
   state.running = running;
   $("go").textContent = running ? "Pause" : state.writer ? "Go on" : "Write";
+  return ++state.turn;
 }
 
 function connect() {
-  on("go", "click", () => (state.running ? setRunning(false) : run()));
+  on("go", "click", () => (state.running ? take(false) : run()));
   on("step", "click", step);
   on("again", "click", () => {
     reset();
@@ -208,9 +209,10 @@ function connect() {
   on("seed", "input", reset);
   on("options", "input", takeOptions);
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") setRunning(false);
+    const typing = event.target.matches("input, textarea");
+    if (event.key === "Escape") take(false);
     else if (event.ctrlKey && event.key === "Enter") $("go").click();
-    else if (event.ctrlKey && event.key === "ArrowRight") $("step").click();
+    else if (event.ctrlKey && event.key === "ArrowRight" && !typing) $("step").click();
     else return;
     event.preventDefault();
   });
