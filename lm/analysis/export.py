@@ -17,7 +17,7 @@ USAGE = "RUN OUTPUT|--hub USER/NAME [--format folder|onnx|web] [--which best|las
 FORMATS = {"folder": "lm.runs.export", "onnx": "lm.runs.onnx", "web": "lm.sampling.web.page"}
 """The module of each format. Its `export(run, output, which, weights)` writes all of it or, after an error, nothing; it
 returns how to use what it wrote, in a line."""
-WEIGHTS = {"folder": ("float32", "bfloat16"), "onnx": ("float32", "bfloat16"), "web": ("bfloat16", "int8", "float32")}
+WEIGHTS = {"folder": ("float32", "bfloat16"), "onnx": ("float32",), "web": ("bfloat16", "int8", "float32")}
 """The precisions of each format, its default first."""
 SAMPLE = 400
 """Characters of the text in a model card."""
@@ -32,8 +32,8 @@ class Options:
     output: Annotated[str | None, POSITIONAL] = None
     """the folder or file to make"""
     format: Literal["folder", "onnx", "web"] = "folder"
-    """folder: safetensors, YAML and JSON, for this program; onnx: graphs of a step and a sequence, for onnxruntime; web:
-    one HTML file in which the model writes"""
+    """folder: safetensors, YAML and JSON, for this program; onnx: graphs of a step and a sequence, for onnxruntime;
+    web: one HTML file in which the model writes"""
     which: Literal["best", "last"] = "best"
     """which checkpoint of a run"""
     weights: Literal["float32", "bfloat16", "int8"] | None = None

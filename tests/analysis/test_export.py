@@ -38,9 +38,12 @@ def test_a_page_that_asks_for_nothing(tmp_path, capsys, weights):
     assert f"parameters, {weights}, trained on" in text
 
 
-def test_weights_that_a_format_does_not_have(tmp_path, capsys):
-    assert commands.export(["pretrained", str(tmp_path / "a"), "--weights", "int8"]) == 2
-    assert "--weights of --format folder must be float32 or bfloat16" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("form", "weights", "allowed"), [("folder", "int8", "float32 or bfloat16"), ("onnx", "bfloat16", "float32")]
+)
+def test_weights_that_a_format_does_not_have(tmp_path, capsys, form, weights, allowed):
+    assert commands.export(["pretrained", str(tmp_path / "a"), "--format", form, "--weights", weights]) == 2
+    assert f"--weights of --format {form} must be {allowed}\n" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 

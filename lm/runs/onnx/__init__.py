@@ -54,8 +54,6 @@ def export(run: str | os.PathLike[str], folder: Path, which: str = "best", weigh
     Raises:
         UserError: there is no such model, it cannot be expressed, the folder exists, or it cannot be written.
     """
-    if weights != "float32":
-        raise UserError("--format onnx has float32 weights only; --weights bfloat16 is for --format folder")
     check_new(folder)
     saved = read_chosen(run, which)
     model = make_model(saved)
