@@ -106,18 +106,26 @@ def test_two_thousand_characters_of_the_pretrained_model(page, engine, pretraine
     same(page, engine, fast, tokenizer.encode("ROMEO: \u00e9" + text).tolist())
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_models_of_all_kinds_side_by_side(page, weights):
+def check_side_by_side(page, cases) -> None:
+    """Models of several kinds and weights, in one page at the same time."""
     made = []
-    for options in MODELS.values():
+    for options, weights in cases:
         model = make(**options)
         V = model.embedding.num_embeddings
         if V > 1:  # no text has a character of the others
-            made.append(
-                (model, page.engine(make_block(model, tokenizer_of(V), weights)), torch.randint(V, (70,)).tolist())
-            )
-    for model, engine, ids in made:
-        same(page, engine, Packed(model, weights), ids)
+            ids = torch.randint(V, (70,)).tolist()
+            made.append((page.engine(make_block(model, tokenizer_of(V), weights)), Packed(model, weights), ids))
+    for case in made:
+        same(page, *case)
+
+
+def test_models_of_all_kinds_side_by_side(page):
+    check_side_by_side(page, zip(MODELS.values(), itertools.cycle(WEIGHTS)))
+
+
+@pytest.mark.slow
+def test_models_of_all_kinds_with_all_weights(page):
+    check_side_by_side(page, itertools.product(MODELS.values(), WEIGHTS))
 
 
 def tokenizer_of(V: int) -> CharTokenizer:
