@@ -143,6 +143,12 @@ def test_a_module_that_is_built_here(page, pretrained, tmp_path, monkeypatch):
     same(page, page.engine(make_block(*pretrained, "int8")), Packed(model, "int8"), list(range(60)))
 
 
+def test_the_module_itself_uses_no_memory_of_the_model(page):
+    script = "return (await WebAssembly.instantiate(bytesOf(a))).instance.exports.__heap_base.value"
+    module = base64.b64encode(build.MODULE.read_bytes()).decode()
+    assert 32768 < page.call(script, module) <= build.BASE
+
+
 def test_positions_are_values(page, engine):
     """Reading in parts, or again from a kept position, gives the same numbers to the bit."""
     script = """
