@@ -225,12 +225,19 @@ function sampleOf(line, step) {
   return { run, text: text.replace(/^\n+/, ""), note: note.filter(Boolean).join(", "), look: line.look };
 }
 
+/** How to look into a run; a name that a shell might take for more than a name is left to the reader. */
+function inspectCommand(run) {
+  const plain = (name) => /^[\w./][\w./-]*$/.test(name);
+  return `char-lm inspect ${plain(run.id) ? run.id : "RUN"} --html page.html`;
+}
+
 function sampleCard({ run, text, note, look }) {
   return el(
     "article",
     { className: "sample" },
     el("h3", {}, swatch(look), el("span", { title: run.name }, run.name), el("span", { className: "faint" }, note)),
     el("pre", { tabIndex: 0, "aria-label": `sample of ${run.name}` }, text),
+    el("p", { className: "inspect faint" }, "look inside: ", el("code", {}, inspectCommand(run))),
   );
 }
 
