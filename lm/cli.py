@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("lm.compare.main", "compare runs: tables, curves, a page"),
     "sweep": ("lm.analysis.sweep", "train several systems and seeds, then compare them"),
     "evaluate": ("lm.analysis.evaluate", "losses of trained models, by context length too"),
+    "inspect": ("lm.analysis.inspect.main", "what a model does with a text, on a page that runs the model"),
     "data": ("lm.corpora.listing", "the encoded texts that are kept for the next run"),
     "export": ("lm.analysis.export", "a trained model in files to pass on"),
     "bench": ("lm.bench.main", "speed and memory beside other implementations"),

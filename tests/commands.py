@@ -13,7 +13,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
     return lambda words: cli.main([name, *words])
 
 
-train, generate, compare, sweep, evaluate, data, export, bench, reproduction, document = map(
+train, generate, compare, sweep, evaluate, inspect, data, export, bench, reproduction, document = map(
     _command,
-    ("train", "generate", "compare", "sweep", "evaluate", "data", "export", "bench", "reproduction", "document"),
+    "train generate compare sweep evaluate inspect data export bench reproduction document".split(),
 )

@@ -19,7 +19,20 @@ import yaml
 from lm import cli
 from lm.corpora.sources import read_text
 from lm.files import DATA, UserError
-from tests.commands import ROOT, bench, compare, data, document, evaluate, export, generate, reproduction, sweep, train
+from tests.commands import (
+    ROOT,
+    bench,
+    compare,
+    data,
+    document,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    reproduction,
+    sweep,
+    train,
+)
 from tests.conftest import SMALL
 
 PROGRAMS = {
@@ -29,6 +42,7 @@ PROGRAMS = {
     "evaluate": evaluate,
     "data": data,
     "export": export,
+    "inspect": inspect,
     "sweep": sweep,
     "bench": bench,
     "reproduction": reproduction,
@@ -320,6 +334,19 @@ REFUSED = [
     ("evaluate", "{w}/runs/good --corpus {w}/pipe", "not a plain file"),
     ("evaluate", "{w}/broken/truncated.ckpt", "damaged, or not a checkpoint"),
     ("data", "--clean", "did you mean --clear?"),
+    ("inspect", "{w}/none", "no run "),
+    ("inspect", "{w}/broken/truncated.ckpt", "damaged, or not a checkpoint"),
+    ("inspect", "{w}/runs/good --which newest", "--which: expected best or last, not newest"),
+    ("inspect", "{w}/runs/good --beside {w}/none", "no run "),
+    ("inspect", "{w}/runs/good --text @{w}/none", "{w}/none: No such file or directory"),
+    ("inspect", "{w}/runs/good --text @{w}/latin1.txt", "byte 0xe9 at position 11"),
+    ("inspect", "{w}/runs/good --text @{w}/pipe", "not a plain file"),
+    ("inspect", "{w}/runs/good --corpus {w}/utf16.txt", "UTF-16"),
+    ("inspect", "{w}/runs/good --chars 10", "--chars must be at least 1,000, not 10"),
+    ("inspect", "{w}/runs/good --html {w}/none/a.html", "cannot write {w}/none/a.html: No such file or directory"),
+    ("inspect", "{w}/runs/good --png {w}/none/", "cannot write {w}/none/surprise.png: No such file or directory"),
+    ("inspect", "{w}/runs/good --weights float16", "--weights: expected bfloat16 or int8, not float16"),
+    ("inspect", "{w}/runs/good --insert {w}/corpus.txt", "needs one line <!-- inspect: begin -->"),
     ("export", "{w}/none {w}/out", "no run "),
     ("export", "{w}/runs/good {w}/exported", "exported exists"),
     ("export", "{w}/runs/good {w}/corpus.txt/out", "cannot write {w}/corpus.txt/out"),

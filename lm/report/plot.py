@@ -1,6 +1,7 @@
 """Pictures as PNG files: panels side by side, each with one or more curves per name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -53,14 +54,10 @@ def save(
     Raises:
         UserError: the file cannot be written.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(name for panel in (*panels, *below) for name in panel.curves))
     shared = len({panel.y for panel in panels}) == 1
     rows = 1 + -(-len(below) // len(panels))
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.5 * max(len(panels), 1.5), 4.7 + 3.2 * (rows - 1)), layout="constrained")
+    with picture(path, 5.5 * max(len(panels), 1.5), 4.7 + 3.2 * (rows - 1)) as figure:
         grid = figure.subplots(rows, len(panels), squeeze=False, sharey="row" if shared else False)
         axes = grid[0]
         for number, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
@@ -81,8 +78,23 @@ def save(
             columns = min(len(legend), 3 * len(panels))
             figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
         figure.suptitle(title, fontsize=10)
+
+
+@contextmanager
+def picture(path: str, width: float, height: float, dpi: int = 160) -> Iterator[Any]:
+    """A matplotlib figure of so many inches to draw into, which is written as a PNG file at the end.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
         with atomic_open(Path(path)) as file:
-            figure.savefig(file, dpi=160, facecolor="white", format="png")
+            figure.savefig(file, dpi=dpi, facecolor="white", format="png")
 
 
 def _draw_points(ax: Any, panel: Panel | None, names: list[str]) -> None:

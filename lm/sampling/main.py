@@ -46,7 +46,7 @@ def run(options: GenerateOptions) -> int:
         OSError: of the output, such as a full disk or a closed pipe.
     """
     check(options)
-    prompt = _read_argument(options.prompt) if options.prompt is not None else None
+    prompt = read_argument(options.prompt) if options.prompt is not None else None
     path = locate(options.run, options.runs)
     from lm.sampling.interactive import interact
     from lm.sampling.session import Session
@@ -86,7 +86,7 @@ def _file_of(text: str) -> Path | None:
     return Path(text[1:]) if text.startswith("@") and len(text) > 1 else None
 
 
-def _read_argument(text: str) -> str:
+def read_argument(text: str) -> str:
     """The text itself, or the content of stdin for `-` and of a file for `@FILE`."""
     if text == "-":
         return as_text(sys.stdin.buffer.read(), Path("stdin"))
