@@ -106,6 +106,15 @@ reliability: .venv/ready-test
 	  $(BIN)/char-lm document docs/reliability.md python -m tests.harness.$$words || exit; done
 	$(BIN)/char-lm document docs/scale.md python -m tests.harness.search
 
+# docs/inside.md: what the channels of the pretrained model stand for; the picture of the page needs chromium. A minute.
+INSIDE := runs/inside.html
+inside: .venv/ready
+	mkdir -p runs docs/inside
+	$(BIN)/char-lm inspect pretrained --png docs/inside/ --insert docs/inside.md
+	$(BIN)/char-lm inspect pretrained --html $(INSIDE) > /dev/null
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,900 --virtual-time-budget=5000 \
+	  --screenshot=docs/inspect.png "file://$(CURDIR)/$(INSIDE)#view=channel&channel=3.243&place=60"
+
 # Mistakes put into the code, which the tests must notice: some hours. ARGS="training --share 0.2" does some.
 mutants: .venv/ready-test
 	$(BIN)/python -m tests.harness.mutants $(ARGS)
@@ -128,4 +137,4 @@ lint: .venv/ready-test
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
-.PHONY: train test results recipe paper paper-full paper-copying records performance reliability mutants wasm lint
+.PHONY: train test results recipe paper paper-full paper-copying records performance reliability inside mutants wasm lint

@@ -33,6 +33,8 @@ def shortened(words: list[str], number: int) -> list[str]:
         return [*words, *SHORT, *small, *([] if "--name" in rest else ["--name", f"r{number}"])]
     if name == "generate":
         return [*words, "--chars", "20"]
+    if name == "inspect":
+        return [*words, "--chars", "1000"]
     return [word.replace("runs/*", "runs") for word in words]
 
 
