@@ -16,7 +16,7 @@ from lm.native.build import HEADERS
 MODULE = Path(__file__).with_name("packed.wasm")
 SOURCE = Path(__file__).parents[1] / "packed.c"
 BASE = 1 << 16
-"""The first address that the module itself does not use: its `__heap_base` is below."""
+"""The first address that the module itself does not use: its stack and data end at `__heap_base`, not above."""
 FLAGS = (
     "--target=wasm32 -nostdlib -ffreestanding -msimd128 -mbulk-memory "
     "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd "
