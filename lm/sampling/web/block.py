@@ -37,10 +37,12 @@ def make_block(model: LanguageModel, tokenizer: CharTokenizer, weights: str = "b
         `header`, JSON text; `module` and `image`, base64; `checksum`, the CRC-32 of the three texts together.
 
     Raises:
-        UserError: the model has mixers that packed.c does not know, or is too large for a browser.
+        UserError: the model has mixers that packed.c does not know, reads bytes, or is too large for a browser.
     """
     try:
         require_supported(model)
+        if tokenizer.unit != "character":
+            raise UnsupportedError(f"it reads {tokenizer.unit}s")
     except UnsupportedError as error:
         raise UserError(f"this model cannot run in a page: {error}") from None
     image = _Image()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lm.corpora.tokenizer import CharTokenizer
+from lm.corpora.tokenizer import ByteTokenizer, CharTokenizer
 from lm.files import UserError
 from lm.sampling.layout import WASM32
 from lm.sampling.packed import ROWS
@@ -93,6 +93,8 @@ def test_the_vocabulary_and_the_start():
 def test_models_that_no_page_can_run(monkeypatch):
     with pytest.raises(UserError, match=r"^this model cannot run in a page: the mixer GRU has no native step$"):
         make_block(make("gru", vocabulary=30), TOKENIZER)
+    with pytest.raises(UserError, match=r"^this model cannot run in a page: it reads bytes$"):
+        make_block(make(vocabulary=257), ByteTokenizer())
     monkeypatch.setattr(block, "LARGEST", 200_000)
     with pytest.raises(UserError, match=r"^this model cannot run in a page: it takes [\d,]+ bytes, and a page has"):
         make_block(make(vocabulary=30), TOKENIZER)
