@@ -19,6 +19,7 @@ import torch
 from lm.bench import measure, options
 from lm.bench.browser import chromium
 from lm.bench.measure import RefusedError, Row
+from lm.files import UserError
 from lm.runs.export import read_chosen
 from lm.runs.load import Trained, make_model
 from lm.sampling.packed import Packed
@@ -35,6 +36,10 @@ LOGITS = f"""const bytes = new Uint8Array({READ}.logits.buffer);
 let text = '';
 for (let i = 0; i < bytes.length; i += 4096) text += String.fromCharCode(...bytes.subarray(i, i + 4096));
 return btoa(text);"""
+READY = "return performance.getEntriesByType('mark').map((mark) => mark.startTime)"
+"""The page of `char-lm export` sets one mark when it is ready, that of `char-lm inspect` when it has drawn."""
+LONGEST = 60
+"""Seconds until a page must be ready."""
 WARM_UP = 2
 """Calls that are not timed: the browser compiles meanwhile."""
 
@@ -61,12 +66,20 @@ def run(arguments: options.Page) -> Row:
 
 
 def start(driver: Any, page: Path, repeat: int) -> Row:
-    """The size of a page in bytes, and seconds from each of some navigations until it is ready."""
-    script = "return performance.getEntriesByName('ready').map((mark) => mark.startTime)"
+    """The size of a page in bytes, and seconds from each of some navigations until it is ready.
+
+    Raises:
+        UserError: there is no such page, or it is not ready in time.
+    """
+    if not page.is_file():
+        raise UserError(f"--pages: there is no file {page}")
     times = []
     for _ in range(repeat + 1):  # the first starts the browser's process of the page
         driver.get(page.absolute().as_uri())
-        while not (mark := driver.execute_script(script)):
+        end = time.monotonic() + LONGEST
+        while not (mark := driver.execute_script(READY)):
+            if time.monotonic() > end:
+                raise UserError(f"{page} is not ready after {LONGEST} seconds; is it a page with a model?")
             time.sleep(0.01)
         times.append(mark[0] / 1000)
     return {"name": page.name, "bytes": page.stat().st_size, "ready": times[1:]}
