@@ -38,7 +38,7 @@ class CopyingOptions:
     tokens: Count = 16
     """characters to remember and repeat at the end"""
     vocabulary: Count = 16
-    """different characters, including the noise and the mark of an answer"""
+    """different characters, noise and mark included"""
     shortest: Natural = 0
     """train on problems of this length and longer; 0: all of data.context"""
     growth: Natural = 0
@@ -88,7 +88,7 @@ class MixerOptions:
     heads: Count | None = None
     """attention: number of heads (default: width / 32)"""
     window: Count | None = None
-    """attention: how many characters it sees, which is also the length of its cache (default: data.context)"""
+    """attention: characters that it sees and keeps (default: data.context)"""
     positions: Literal["rotary", "learned"] | None = None
     """attention: learned is without norms of queries and keys"""
 
@@ -124,7 +124,7 @@ class OptimConfig:
     name: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the blocks' matrices and AdamW for the rest; adamw: AdamW for all"""
     lr: Annotated[float, Range(above=0, most=1000)] | None = None
-    """peak learning rate of AdamW (default: 0.01 beside Muon, 0.002 for all parameters)"""
+    """peak learning rate of AdamW (default: 0.01 beside Muon, else 0.002)"""
     muon_lr: Annotated[float, Range(above=0, most=1000)] = 0.02
     """peak learning rate of Muon"""
     weight_decay: NonNegative = 0.1
