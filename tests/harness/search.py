@@ -46,7 +46,7 @@ class Outcome:
     """How a search with kills ended."""
 
     sets: dict[str, list[ParameterSet]]
-    """of each system"""
+    """of each system, as many as the search has"""
     killed: list[str] = field(default_factory=list)
     """the runs that were trained by killed workers"""
     codes: list[int] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Workers:
     def kill_one(self) -> str | None:
         """Kill a worker whose trial has been validated. Returns the name of its run; None if there is none just now."""
         for worker in random.sample(self.processes, len(self.processes)):
-            if (name := self.trial_of(worker)) and self.validations(name):
+            if (name := self.trial_of(worker)) and self.step(name):
                 worker.send_signal(signal.SIGKILL)
                 worker.wait()
                 self.processes.remove(worker)
@@ -99,8 +99,8 @@ class Workers:
                 return words[words.index("--name") + 1]
         return None
 
-    def validations(self, name: str) -> int:
-        """How often a run that still trains has been validated."""
+    def step(self, name: str) -> int:
+        """The last validation of a run that still trains; 0 before the first."""
         summary = Run(self.runs / name).summary()
         return summary.get("step", 0) if summary.get("status") == "running" else 0
 
@@ -115,7 +115,7 @@ def search(folder: Path, url: str, trials: int, workers: int, kills: int, steps:
         while any(worker.poll() is None for worker in together.processes):
             time.sleep(random.uniform(0.5, 2))
             if len(outcome.killed) < kills and (name := together.kill_one()):
-                print(f"killed a worker in {name}, step {together.validations(name)}", flush=True)
+                print(f"killed a worker in {name}, step {together.step(name)}", flush=True)
                 outcome.killed.append(name)
     finally:
         for worker in together.processes:
@@ -126,7 +126,7 @@ def search(folder: Path, url: str, trials: int, workers: int, kills: int, steps:
     with open_storage(url) as storage:
         for study in storage.get_all_studies():
             system = study.study_name.removeprefix("killed-")
-            outcome.sets[system] = group(storage.get_all_trials(study._study_id))
+            outcome.sets[system] = group(storage.get_all_trials(study._study_id))[:trials]
     return outcome
 
 
@@ -136,12 +136,12 @@ def taken_over(folder: Path, name: str) -> list[int]:
     return [entry["step"] for entry in history.get("resumed", [])]
 
 
-def report(folder: Path, outcome: Outcome, trials: int) -> list[str]:
+def report(folder: Path, outcome: Outcome) -> list[str]:
     """A row for each system."""
     rows = [["system", "trials", "run folders", *OVER, "lost", "finished twice", "taken over"]]
     for system, sets in outcome.sets.items():
         folders = len(list((folder / "runs").glob(f"{system}-trial*")))
-        counts = [sum(each.state == state for each in sets[:trials]) for state in OVER]
+        counts = [sum(each.state == state for each in sets) for state in OVER]
         again = sum(any(trial.state.name == "FAIL" for trial in each.trials) for each in sets)
         row = [len(sets), folders, *counts, outcome.lost(system), outcome.finished_twice(system), again]
         rows.append([system, *map(str, row)])
@@ -159,9 +159,10 @@ def main() -> int:
     print(f"{options.workers} workers, {version()}, {options.trials} trials of each system", flush=True)
     with tempfile.TemporaryDirectory() as name, server() as url:
         outcome = search(Path(name), url, options.trials, options.workers, options.kills, options.steps)
-        print("\n".join(report(Path(name), outcome, options.trials)))
-    bad = sum(outcome.lost(system) + outcome.finished_twice(system) for system in outcome.sets)
-    return int(bad > 0 or len(outcome.killed) < options.kills or any(outcome.codes))
+        print("\n".join(report(Path(name), outcome)))
+    bad = any(outcome.lost(system) or outcome.finished_twice(system) for system in SYSTEMS)
+    missing = any(len(outcome.sets[system]) < options.trials for system in SYSTEMS)
+    return int(bad or missing or len(outcome.killed) < options.kills or any(outcome.codes))
 
 
 if __name__ == "__main__":
