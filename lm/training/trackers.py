@@ -44,7 +44,7 @@ def make_loggers(config: Config, run: "Run", step: int = 0) -> list[Any]:
             print_status("wandb is not installed: metrics go to metrics.csv only")
     if config.log.tensorboard:
         loggers.append(TensorBoard(run, step))
-        loggers[-1].log_text("config", [], [["0", "", config.to_yaml()]])
+        loggers[-1].log_text("config", [], [[str(step), "", config.to_yaml()]])
     return loggers
 
 
