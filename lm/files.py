@@ -55,7 +55,8 @@ def import_optional(module: str, option: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"{option} needs the package {error.name}: pip install {error.name}") from None
+        package = (error.name or module).partition(".")[0]
+        raise UserError(f"{option} needs the package {package}: pip install {package}") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -260,3 +260,9 @@ def test_commands_without_fcntl_and_resource(tmp_path):
     (run / "metrics.csv").write_text("step,chars,train_seconds,flops,train/loss,val/loss\n10,100,1,1,2.5,2.25\n")
     code = "from lm.cli import main; sys.exit(main(['compare', sys.argv[1], '--html', sys.argv[1] + '/a.html']))"
     assert "2.25" in run_without(code, str(run)) and (run / "a.html").stat().st_size > 1e6
+
+
+def test_a_package_that_is_missing_is_named_with_the_remedy():
+    with pytest.raises(UserError, match=r"^--x needs the package no_such_package: pip install no_such_package$"):
+        files.import_optional("no_such_package.part", "--x")
+    assert files.import_optional("json", "--x").loads("1") == 1
