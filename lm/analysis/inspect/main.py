@@ -26,8 +26,8 @@ class Options:
     stand for. Prints the channels' figures; the page shows the rest, and runs the model."""
 
     run: Annotated[str, POSITIONAL] = ""
-    """a run's name or folder, a checkpoint file, or an exported folder (default: the newest run; where there is none,
-    the pretrained model)"""
+    """a run's name or folder, a checkpoint file, an exported folder, or hub:USER/NAME (default: the newest run; where
+    there is none, the pretrained model)"""
     text: FreeText | None = None
     """text to show; @FILE reads a file, - stdin (default: the beginning of the held-out split)"""
     html: Output | None = None
@@ -106,6 +106,8 @@ def _open(options: Options) -> "list[Subject]":
         saved = read_trained(path)
         if saved.config.data.corpus == COPYING:
             raise UserError(f"{path}: trained on {COPYING}, not on text; char-lm inspect needs a model of text")
+        if saved.tokenizer.unit != "character":
+            raise UserError(f"{path}: it reads {saved.tokenizer.unit}s; char-lm inspect needs a model of characters")
         subjects.append(Subject(_name(given, path), make_model(saved), saved.tokenizer, saved.config))
     return subjects
 

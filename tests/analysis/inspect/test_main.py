@@ -127,6 +127,12 @@ def test_last_words_before_any_work(runs, capsys):
     assert "no channel 1.1; there are none" in capsys.readouterr().err
 
 
+def test_a_model_of_bytes(run_train, capsys):
+    run = run_train("a", "--data.vocabulary", "bytes", "--trainer.max_steps", "1")
+    assert inspect([str(run)]) == 2
+    assert "it reads bytes; char-lm inspect needs a model of characters" in capsys.readouterr().err
+
+
 def test_a_model_of_the_copying_task(run_train, capsys):
     run = run_train("a", "--data.corpus", "selective_copying", "--data.context", "40", "--trainer.max_steps", "1")
     assert inspect([str(run)]) == 2
