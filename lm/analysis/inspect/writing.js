@@ -115,4 +115,5 @@ function connectWriting() {
   on("write-halt", "click", () => (writer.running = false));
   on("write-again", "click", undo);
   on("settings", "input", readSettings);
+  on("write-seed", "input", () => (writer.pieces = null)); // another seed begins to write anew, at the end of the text
 }

@@ -101,7 +101,12 @@ def test_surprise(page):
 
 def test_hovering_shows_the_ten_likeliest_and_a_click_forks(page):
     place = TEXT.index("Speak")
+    for at in (place + 2, place + 9):
+        ActionChains(page.driver).move_to_element(page.at(f"#text [data-place='{at}']")).perform()
+        assert page.at("#place").text.startswith(f"{TEXT[at]} character {at + 1} of {len(TEXT)}, ")
     page.click(f"#text [data-place='{place}']")
+    ActionChains(page.driver).move_to_element(page.at(f"#text [data-place='{place + 2}']")).perform()
+    assert page.js("return state.place") == place  # it was pinned by the click
     likely = page.texts("#detail li")
     assert len(likely) in (10, 11) and likely[0].endswith("%")
     button = page.at("#detail li button")
