@@ -233,11 +233,11 @@ def _count_characters(run: RunData) -> None:
 
 def _per_character(numbers: dict[str, Any], size: float) -> dict[str, Any]:
     """The same with losses of characters of `size` bytes, and counts of characters."""
-    powers = dict.fromkeys((*LOSSES, "val/bpc"), 1) | dict.fromkeys(("chars", "chars_per_second"), -1)
-    found = {name: x * size ** powers.get(name, 0) if is_number(x) else x for name, x in numbers.items()}
-    if is_number(x := numbers.get("val/bpc")):
-        found["val/perplexity"] = 2 ** min(1000, x * size)
-    return found
+    factors = dict.fromkeys((*LOSSES, "val/bpc"), size) | dict.fromkeys(("chars", "chars_per_second"), 1 / size)
+    found = {name: x * factors[name] for name, x in numbers.items() if name in factors and is_number(x)}
+    if "val/bpc" in found:
+        found["val/perplexity"] = 2 ** min(1000, found["val/bpc"])
+    return numbers | found
 
 
 def _text(path: Path) -> str:

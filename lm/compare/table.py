@@ -124,17 +124,15 @@ def speed(run: RunData) -> float:
     return next((chars / seconds for seconds, chars in points if seconds > 0), NAN)
 
 
-def bytes_per_character(run: RunData) -> float:
-    """Mean length in UTF-8 of the characters that a run is validated on; NaN for an older run."""
-    return run.number("bytes_per_character")
+def loss_per_byte(run: RunData) -> float:
+    """The lowest windowed loss in nats per byte of UTF-8; NaN for a run that does not know the length of characters."""
+    return best(run, "val/loss")["loss"] / run.number("bytes_per_character")
 
 
 MEASURES = {
     "parameters": Measure("params", lambda run: run.number("parameters"), spread=False),
     "val/loss": Measure("val loss", lambda run: best(run, "val/loss")["loss"], loss),
-    "loss_per_byte": Measure(
-        "val loss/byte", lambda run: best(run, "val/loss")["loss"] / bytes_per_character(run), loss
-    ),
+    "loss_per_byte": Measure("val loss/byte", loss_per_byte, loss),
     "val/loss_streaming": Measure("streaming", lambda run: best(run, "val/loss_streaming")["loss"], loss),
     "val/accuracy": Measure("accuracy", lambda run: max((y for _, y in run.points("val/accuracy")), default=NAN), loss),
     "bits_per_char": Measure("bits/char", lambda run: best(run, "val/loss")["loss"] / math.log(2), loss),
@@ -274,9 +272,8 @@ def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
         values = list(dict.fromkeys(run.config.get(key, "none") for run in asked))
         if len(values) > 1:
             found.append(f"{text}: {key} is {_listed(values)}")
-    if len({run.vocabulary for run in runs if not run.reads_bytes} - {""}) > 1 and not any(
-        CORPORA in text for text in found
-    ):
+    alphabets = {run.vocabulary for run in runs if not run.reads_bytes} - {""}
+    if len(alphabets) > 1 and not any(CORPORA in text for text in found):
         found.append(f"{CORPORA}: their alphabets do")
     if len(processors := sorted({run.processor for run in runs} - {""})) > 1:
         found.append(f"seconds and characters/s come from different machines ({_listed(processors)})")

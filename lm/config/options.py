@@ -72,6 +72,11 @@ class DataConfig:
     copying: CopyingOptions = field(default_factory=CopyingOptions)
     """the task selective_copying"""
 
+    @property
+    def unit(self) -> str:
+        """What is counted in `context` and in losses: a character or a byte."""
+        return self.vocabulary.removesuffix("s")
+
 
 @dataclass
 class MixerOptions:

@@ -250,15 +250,13 @@ def announce(
         budget = f"{config.trainer.max_minutes:g} minutes, validation excluded"
     if config.trainer.patience:
         budget += f", or {config.trainer.patience} steps without a new best validation loss"
-    kind = trainer.strategy.root_device.type
+    kind, units = trainer.strategy.root_device.type, config.data.vocabulary
     shape = f"{config.model.layers} layers of width {config.model.width}"
     print_status(f"model    {config.mixer_name}, {shape}: {parameters:,} parameters")
     print_status(f"corpus   {config.data.corpus}: {corpus}")
     if isinstance(corpus, Corpus) and (length := len(corpus.validation) - 1) > config.eval.chars:
-        print_status(
-            f"scored   {config.eval.chars:,} of the {length:,} characters held out, in evenly spread stretches"
-        )
-    print_status(f"batches  {config.data.batch_size} x {config.data.context} characters, {config.data.sampling}")
+        print_status(f"scored   {config.eval.chars:,} of the {length:,} {units} held out, in evenly spread stretches")
+    print_status(f"batches  {config.data.batch_size} x {config.data.context} {units}, {config.data.sampling}")
     print_status(f"device   {trainer.num_devices * trainer.num_nodes} x {kind}, precision {trainer.precision}", end="")
     print_status(f" ({reason})" if reason else "")
     print_status(f"budget   {budget}")
@@ -268,7 +266,7 @@ def announce(
 def report(run: "Run", status: str) -> None:
     """Print how training ended, and what to do next."""
     summary = run.summary()
-    unit = "byte" if run.config().data.vocabulary == "bytes" else "character"
+    unit = run.config().data.unit
     if "step" in summary:
         memory = f", {summary['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in summary else ""
         print_status(f"\n{status} after {summary['step']} steps, {summary['train_seconds']:.0f} s of training", end="")

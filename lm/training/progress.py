@@ -63,7 +63,11 @@ class ProgressBar(pl.callbacks.ProgressBar):
         parts += [f"loss {latest['train/loss']:.3f}"] if "train/loss" in latest else []
         parts += [f"val {latest['val/loss']:.3f}"] if "val/loss" in latest else []
         parts += [f"accuracy {latest['val/accuracy']:.1%}"] if "val/accuracy" in latest else []
-        parts += [f"{latest['chars_per_second'] / 1000:.1f}k chars/s"] if "chars_per_second" in latest else []
+        parts += (
+            [f"{latest['chars_per_second'] / 1000:.1f}k {task.config.data.unit[:4]}s/s"]
+            if "chars_per_second" in latest
+            else []
+        )
         if 0 < progress < 1:
             left = task.clock.seconds * (1 - progress) / progress
             validations = 1 + step * (1 - progress) / progress // task.config.eval.every
