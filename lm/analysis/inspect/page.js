@@ -39,6 +39,7 @@ function refresh() {
     tab.ariaSelected = String(chosen);
     tab.tabIndex = chosen ? 0 : -1;
   }
+  $("tabs").scrollLeft = $(`tab-${state.view}`).offsetLeft - $("tabs").clientWidth / 3; // on a phone: all do not fit
   $("view").setAttribute("aria-labelledby", `tab-${state.view}`);
   for (const part of document.querySelectorAll("[data-views]"))
     part.hidden = !part.dataset.views.split(" ").includes(state.view);

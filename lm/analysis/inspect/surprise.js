@@ -14,8 +14,8 @@ const perCharacter = (bits, n) => (n > 0 ? bits / n : 0).toFixed(2);
 const surpriseView = {
   title: "Surprise",
   get sentence() {
-    const forks = isLive() ? ", and choose another character: the text then goes on from there" : "";
-    return `The darker a character, the less the model expected it. Point at one to see what it expected${forks}.`;
+    const forks = isLive() ? " Click it to stay there, and choose another: the text then goes on with that." : "";
+    return `The darker a character, the less the model expected it. Point at one to see what it expected.${forks}`;
   },
   draw() {
     const { bits, n } = reader;

@@ -312,4 +312,6 @@ def test_a_phone_needs_no_sideways_scrolling(browser, pages, dark):
         assert browser.js("const page = document.documentElement; return page.scrollWidth - page.clientWidth") == 0, (
             name
         )
+        box = browser.js("return $(`tab-${arguments[0]}`).getBoundingClientRect()", name)
+        assert box["left"] >= 0 and box["right"] <= 390, name
     assert browser.js("return document.documentElement.dataset.theme") == ("dark" if dark else "light")
