@@ -49,5 +49,6 @@ def test_it_runs(tmp_path, monkeypatch):
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "budget   0.05 minutes" in printed and "--- temperature 0.8" in printed and "streaming" in printed
+    assert "What channels stand for" in printed
     pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 2 and min(map(len, pictures)) > 5000

@@ -156,7 +156,7 @@ def test_mistakes_get_one_line(run, tmp_path, capsys):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "empty" / "config.yaml").write_text((run / "config.yaml").read_text())
     for model, words, message in (
-        (run, ["there", "--weights", "bfloat16"], "--weights bfloat16 is for --format folder"),
+        (run, ["there", "--weights", "bfloat16"], "--weights of --format onnx must be float32"),
         (run, ["there"], "there exists; give another folder"),
         (run, ["there/out"], "cannot write "),
         (tmp_path / "empty", ["out"], "empty: no checkpoint there yet"),
