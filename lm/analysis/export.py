@@ -1,14 +1,13 @@
 """`char-lm export`: a trained model in files that can be passed on and read elsewhere, or on the Hugging Face Hub."""
 
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from lm.config.fields import POSITIONAL
 from lm.config.options import COPYING
-from lm.files import UserError, import_optional
+from lm.files import UserError, import_optional, printable
 
 if TYPE_CHECKING:
     from lm.runs.load import Trained
@@ -87,4 +86,5 @@ def sample(saved: "Trained", repository: str) -> str:
         return ""
     text = "".join(generate(pack(make_model(saved)), saved.tokenizer, "", SAMPLE, temperature=0.8, seed=1))
     command = f"$ char-lm generate hub:{repository} --temperature 0.8 --seed 1 --chars {SAMPLE}"
-    return "\n\nA sample:\n\n" + textwrap.indent(f"{command}\n{text}", "    ", lambda line: True)
+    lines = [command, *map(printable, text.split("\n"))]
+    return "\n".join(["", "", "A sample:", "", *(f"    {line}" for line in lines)])
