@@ -73,7 +73,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound")
         files = self.server.repositories[name][number]
         if found:
-            about = {"id": name, "sha": sha(name, number), "private": False, "tags": [], "downloads": 0}
+            about = {
+                "id": name,
+                "sha": sha(name, number),
+                "private": name in self.server.private,
+                "tags": [],
+                "downloads": 0,
+            }
             return self.reply(about | {"siblings": [{"rfilename": file} for file in files]})
         if match[3] not in files:
             return self.refuse(404, "EntryNotFound")
@@ -120,7 +126,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(403)
         if name in self.server.repositories:
             return self.reply({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
-        self.server.repositories[name] = []
+        self.server.repositories[name] = [{".gitattributes": b""}]
         if wanted.get("private") or wanted.get("visibility") == "private":
             self.server.private.add(name)
         self.reply({"url": f"{self.server.url}/{name}", "name": name})
@@ -139,7 +145,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def add_commit(self, name: str, lines: list[dict]) -> None:
         """All files of a commit at once."""
         commits = self.server.repositories[name]
-        files = dict(commits[-1]) if commits else {}
+        files = dict(commits[-1])
         for value in (line["value"] for line in lines if line["key"] == "file"):
             files[value["path"]] = base64.b64decode(value["content"])
         for value in (line["value"] for line in lines if line["key"] == "lfsFile"):

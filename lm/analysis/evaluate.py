@@ -27,7 +27,7 @@ class Options:
     """Losses of runs, in nats per character, on the validation split of their corpus or of another."""
 
     runs: Annotated[list[str], POSITIONAL]
-    """names or folders of runs, checkpoint files, or exported folders"""
+    """names or folders of runs, checkpoint files, exported folders, or hub:USER/NAME"""
     corpus: str | None = None
     """corpus whose validation split is scored, instead of the run's own"""
     contexts: list[Count] = field(default_factory=list)

@@ -68,13 +68,16 @@ def upload(repository: str, files: dict[str, bytes], private: bool) -> str:
     """Commit files to a repository, which is made unless it exists. Returns its address.
 
     Raises:
-        UserError: the Hub refuses it. All files are in one commit, so that nothing has then changed.
+        UserError: the Hub refuses it, or `private` and the repository is public. All files are in one commit, so that
+            nothing has then changed.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with _refusing(f"--hub {repository}"):
         api = HfApi()
         url = api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not api.model_info(repository).private:
+            raise UserError("it exists and is public; make it private at its address, or choose another name")
         added = [CommitOperationAdd(name, data) for name, data in files.items()]
         api.create_commit(repository, added, commit_message="Upload a model with char-lm export")
         return str(url)

@@ -12,8 +12,8 @@ class GenerateOptions:
     """Continue a prompt with a trained model. The prompt and its continuation alone go to stdout."""
 
     run: Annotated[str, POSITIONAL] = ""
-    """a run's name or folder, a checkpoint file, or an exported folder (default: the newest run; where there is none,
-    the pretrained model)"""
+    """a run's name or folder, a checkpoint file, an exported folder, or hub:USER/NAME (default: the newest run; where
+    there is none, the pretrained model)"""
     prompt: FreeText | None = None
     """text to continue; @FILE reads a file, - stdin (default: the start of a line)"""
     chars: Natural = 1000

@@ -53,15 +53,15 @@ def test_up_and_down_again(uploaded, capsys):
     assert capsys.readouterr().err.startswith(
         f"uploaded {uploaded.url}/USER/NAME; use it with: char-lm generate hub:USER/NAME"
     )
-    (files,) = uploaded.repositories["USER/NAME"]  # one commit
-    assert sorted(files) == ["README.md", "config.yaml", "model.safetensors", "tokenizer.json"]
+    _, files = uploaded.repositories["USER/NAME"]  # the commit that makes it, and one more
+    assert sorted(files) == [".gitattributes", "README.md", "config.yaml", "model.safetensors", "tokenizer.json"]
     assert any(path.startswith("PUT /large/") for path in uploaded.asked) and not uploaded.private
     (model, tokenizer), (want, _) = load("hub:USER/NAME"), load(PRETRAINED)
     assert tokenizer.characters and all(torch.equal(x, want.state_dict()[k]) for k, x in model.state_dict().items())
 
 
 def test_the_card_has_losses_data_command_and_a_sample_that_can_be_written_again(uploaded, capsys):
-    text = uploaded.repositories["USER/NAME"][0]["README.md"].decode()
+    text = uploaded.repositories["USER/NAME"][-1]["README.md"].decode()
     head, body = re.fullmatch(r"---\n(.*?)---\n(.*)", text, re.DOTALL).groups()
     assert "library_name: char-lm" in head and "- mingru" in head and "pipeline_tag: text-generation" in head
     assert "windowed loss 1.37" in body and "trained on tiny_shakespeare" in body and "trained by `" in body
@@ -73,10 +73,10 @@ def test_the_card_has_losses_data_command_and_a_sample_that_can_be_written_again
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(uploaded, capsys):
-    first = fake_hub.sha("USER/NAME", 0)
-    uploaded.tags["v1"] = 0
+    first = fake_hub.sha("USER/NAME", 1)
+    uploaded.tags["v1"] = 1
     run = ROOT / "tests" / "fixtures" / "v1" / "run"
-    assert commands.export([str(run), "--hub", "USER/NAME", "--weights", "bfloat16", "--private"]) == 0
+    assert commands.export([str(run), "--hub", "USER/NAME", "--weights", "bfloat16"]) == 0
     old, new = load("hub:USER/NAME@v1")[0], load("hub:USER/NAME")[0]
     assert old.embedding.embedding_dim == load(PRETRAINED)[0].embedding.embedding_dim != new.embedding.embedding_dim
     assert load(f"hub:USER/NAME@{first}")[0].parameters_total == old.parameters_total
@@ -86,7 +86,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(uploaded, capsys):
 
 
 def test_nothing_but_the_files_of_a_model_is_downloaded(uploaded, tmp_path):
-    files = uploaded.repositories["USER/NAME"][0]
+    files = uploaded.repositories["USER/NAME"][-1]
     files |= {
         "modeling.py": b"raise SystemExit",
         "best.ckpt": b"\x80\x04.",
@@ -103,7 +103,7 @@ def test_nothing_but_the_files_of_a_model_is_downloaded(uploaded, tmp_path):
 
 def test_what_is_there_is_data(uploaded):
     """A pickle in the place of the weights, an object in the place of the configuration."""
-    files = uploaded.repositories["USER/NAME"][0]
+    files = uploaded.repositories["USER/NAME"][-1]
     uploaded.repositories["USER/NAME"].append(files | {"model.safetensors": b"\x80\x04cos\nsystem\n(S'false'\ntR."})
     with pytest.raises(UserError, match=r"model\.safetensors: damaged, or not an exported model"):
         load("hub:USER/NAME")
@@ -173,6 +173,12 @@ def test_a_token_that_may_not_write(hub, monkeypatch, capsys):
 def test_private_repositories(hub, capsys):
     assert commands.export([str(PRETRAINED), "--hub", "USER/NAME", "--private"]) == 0
     assert hub.private == {"USER/NAME"}
+    assert commands.export([str(PRETRAINED), "--hub", "USER/NAME", "--private"]) == 0
+    assert commands.export([str(PRETRAINED), "--hub", "USER/OPEN"]) == 0
+    capsys.readouterr()
+    assert commands.export([str(PRETRAINED), "--hub", "USER/OPEN", "--private"]) == 2
+    assert "--hub USER/OPEN: it exists and is public; " in capsys.readouterr().err
+    assert [len(commits) for commits in hub.repositories.values()] == [3, 2]
 
 
 def test_a_process_of_its_own_without_a_network(tmp_path):
