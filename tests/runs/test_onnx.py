@@ -95,6 +95,18 @@ def test_slow_gates_keep_their_digits(mixer):
     assert difference(got[0][0], want[0][0]) < 1e-5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_attention_after_a_million_characters(positions):
+    """Angles are float64: float32 would be off by 0.06."""
+    model = make("attention", 16, 1, 11, window=8, positions=positions)
+    _, sequence = sessions(model)
+    _, ((keys, values, position),) = model(torch.randint(11, (1, 20)), model.init_state(1))
+    state = ((keys, values, position + 10**6),)
+    ids = torch.randint(11, (1, 30))
+    assert difference(sequence(ids, state)[0], model(ids, state)[0]) < exported.TOLERANCE / 5
+
+
 def test_every_function_is_tested():
     assert set(layers.MIXERS) == {MIXERS[name] for name in NAMES}
 

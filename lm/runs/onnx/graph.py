@@ -127,12 +127,12 @@ class Graph:
         """Give a value the name of an output."""
         self.nodes.append(helper.make_node("Identity", [x.name], [name]))
 
-    def fold(self, body: Body, states: Values, inputs: Values) -> tuple[Values, Values]:
+    def fold(self, body: Body, states: Values, inputs: Values, rank: int = 2) -> tuple[Values, Values]:
         """Apply a body to (B, ...), or in a sequence to (B, T, ...) step by step. Returns the last states, and outputs.
 
         Args:
-            states: float32, (B, ...).
-            inputs: float32, (B, ...), or in a sequence (B, T, ...), as the outputs are.
+            states: float32, (B, ...), with `rank` axes.
+            inputs: float32, (B, D), or in a sequence (B, T, D), as the outputs are; D may differ.
         """
         if not self.sequence:
             return body(states, inputs)
@@ -140,7 +140,11 @@ class Graph:
         ins = inner.new_values(len(states) + len(inputs))
         last, outputs = body(ins[: len(states)], ins[len(states) :])
         outs = [*last, *(inner.add("Identity", y) for y in outputs)]  # a state may be an output as well
-        typed = ([helper.make_tensor_value_info(v.name, TensorProto.FLOAT, None) for v in side] for side in (ins, outs))
+        axes = {value.name: [None] * rank for value in (*ins[: len(states)], *last)}
+        typed = (
+            [helper.make_tensor_value_info(v.name, TensorProto.FLOAT, axes.get(v.name, [None] * 2)) for v in side]
+            for side in (ins, outs)
+        )
         results = self.add_node(
             "Scan",
             [*states, *inputs],

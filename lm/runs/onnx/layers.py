@@ -103,7 +103,7 @@ def mamba(mixer: Mamba, x: Value, state: Values) -> tuple[Value, Values]:
         h = decay * states[0] + B.unsqueeze(2) * x.unsqueeze(1)
         return [h], [(C.unsqueeze(1) @ h).squeeze(1)]
 
-    (h,), (y,) = x.graph.fold(body, [h], [dt, dt * u, B, C])
+    (h,), (y,) = x.graph.fold(body, [h], [dt, dt * u, B, C], rank=3)
     return linear(mixer.output, (y + u * mixer.skip) * gate.silu()), [h, *past]
 
 
@@ -118,7 +118,7 @@ def s4d(mixer: S4D, x: Value, state: Values) -> tuple[Value, Values]:
         y = real.graph.add("ReduceSum", real * (2 * C.real) - imaginary * (2 * C.imag), [-1], keepdims=0)
         return [real, imaginary], [y]
 
-    halves, (y,) = x.graph.fold(body, state[0].split(2), [x])
+    halves, (y,) = x.graph.fold(body, state[0].split(2), [x], rank=3)
     y = x.graph.add("Gelu", y + x * mixer.skip)
     y, gate = linear(mixer.output, y).split(2)
     return y * gate.sigmoid(), [x.graph.add("Concat", *halves, axis=-1)]
@@ -173,11 +173,15 @@ def attention(mixer: Attention, x: Value, state: Values) -> tuple[Value, Values]
 
 
 def rotation(position: Value, N: int) -> list[Value]:
-    """Cosine and sine (B, T, 1, N / 2) of the angles at positions (B, T); angles are float64, as in the mixer."""
+    """Cosine and sine (B, T, 1, N / 2) of the angles at positions (B, T); angles are float64, as in the mixer.
+
+    The cosine is a shifted sine: onnxruntime has had a sine of float64 for longer.
+    """
     graph = position.graph
     frequency = 10000.0 ** (-torch.arange(0, N, 2, dtype=torch.float64) / N)
     angle = graph.add("Cast", position, to=TensorProto.DOUBLE).unsqueeze(2, 3) * frequency
-    return [graph.add("Cast", graph.add(name, angle), to=TensorProto.FLOAT) for name in ("Cos", "Sin")]
+    quarter = torch.tensor(math.pi / 2, dtype=torch.float64)
+    return [graph.add("Cast", graph.add("Sin", x), to=TensorProto.FLOAT) for x in (angle + quarter, angle)]
 
 
 def rotate(x: Value, cos: Value, sin: Value) -> Value:
