@@ -140,16 +140,16 @@ class Graph:
         ins = inner.new_values(len(states) + len(inputs))
         last, outputs = body(ins[: len(states)], ins[len(states) :])
         outs = [*last, *(inner.add("Identity", y) for y in outputs)]  # a state may be an output as well
-        axes = {value.name: [None] * rank for value in (*ins[: len(states)], *last)}
-        typed = (
-            [helper.make_tensor_value_info(v.name, TensorProto.FLOAT, axes.get(v.name, [None] * 2)) for v in side]
-            for side in (ins, outs)
-        )
+        axes = [[None] * (rank if i < len(states) else 2) for i in range(max(len(ins), len(outs)))]
+
+        def typed(values: Values) -> list[Any]:
+            return [helper.make_tensor_value_info(v.name, TensorProto.FLOAT, axes[i]) for i, v in enumerate(values)]
+
         results = self.add_node(
             "Scan",
             [*states, *inputs],
             len(outs),
-            body=helper.make_graph(inner.nodes, "step", next(typed), next(typed)),
+            body=helper.make_graph(inner.nodes, "step", typed(ins), typed(outs)),
             num_scan_inputs=len(inputs),
             scan_input_axes=[1] * len(inputs),
             scan_output_axes=[1] * len(outputs),
