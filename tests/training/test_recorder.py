@@ -194,6 +194,7 @@ def test_every_entry_of_the_summary(run_train, ticks):
     assert sum(summary.pop("startup").values()) == pytest.approx(startup, abs=0.06)
     assert summary == {
         "status": "finished",
+        "bytes_per_character": 1.0,
         "mixer": "mingru",
         "parameters": sum(p.numel() for p in model.parameters()),
         "step": 40,
