@@ -157,6 +157,7 @@ class ByteTokenizer(CharTokenizer):
         return shown(_raw(ids).decode("utf-8", "surrogateescape"))
 
     def decode_begun(self, ids: np.ndarray) -> tuple[str, int]:
+        """As for characters, with the surrogates of bytes that are not UTF-8: `encode` of the text gives these ids."""
         return codecs.utf_8_decode(_raw(ids), "surrogateescape", False)
 
     def place(self, ids: np.ndarray, share: float) -> int:

@@ -265,3 +265,18 @@ def test_other_alphabets_and_machines_get_a_warning(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "their alphabets do" in told
     assert "different machines (cpu processor a, cpu processor b)" in told
+
+
+def test_a_run_of_bytes_without_their_number_says_so(tmp_path, capsys):
+    """Its losses stay those per byte; with the number they and the counts are those per character."""
+    path = run_of(
+        tmp_path, "a", {10: {"val/loss": 1.0, "val/bpc": 2.0, "val/perplexity": 4.0}}, data={"vocabulary": "bytes"}
+    )
+    found = compare_json(capsys, str(tmp_path))
+    assert found["runs"][0]["val/loss"] == 1.0 and "a: its numbers are per byte" in found["warnings"][0]
+    change_summary(path, bytes_per_character=1.5, chars_per_second=300.0, parameters=7)
+    found = compare_json(capsys, str(tmp_path))
+    run = found["runs"][0]
+    assert (run["val/loss"], run["loss_per_byte"], run["chars_per_second"], run["parameters"]) == (1.5, 1.0, 200.0, 7)
+    row = Reader([str(path)]).read()[0].rows[0]
+    assert (row["val/bpc"], row["val/perplexity"], row["step"]) == (3.0, 8.0, 10)
