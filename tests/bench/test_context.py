@@ -1,5 +1,7 @@
 """`char-lm bench context`."""
 
+import pytest
+
 from lm.bench import corpus
 
 
@@ -18,6 +20,7 @@ def test_each_context_is_trained_whole_and_in_chunks(bench, monkeypatch):
     assert out.rstrip().splitlines()[-1].split() == ["1,000", "100", "300", "10,000", "2.00", "x"]
 
 
+@pytest.mark.slow
 def test_a_real_run(bench):
     result, _ = bench("context")
     assert [(row["name"], row["chunk"]) for row in result["results"]] == [("64", 0), ("256", 0), ("256", 64)]

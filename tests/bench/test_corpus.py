@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import numpy as np
+import pytest
 
 from lm.bench import corpus
 
@@ -24,6 +25,7 @@ def test_every_size_is_trained_on_twice(bench, monkeypatch):
     assert out.rstrip().splitlines()[-1].split() == ["6", "9.2", "3.5", "321", "6,173", "0.50", "x"]
 
 
+@pytest.mark.slow
 def test_a_real_training(tmp_path):
     corpus.make_text(tmp_path / "text.txt", 10**6)
     found = corpus.train(tmp_path, "a", 6)

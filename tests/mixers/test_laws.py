@@ -82,9 +82,14 @@ def fold(mixer, x, state):
     return torch.stack(ys, dim=1), state
 
 
+LONG_IN_HALF = pytest.param(1000, torch.bfloat16, marks=pytest.mark.slow)
+
+
 @every_mixer
-@every_type
-@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize(
+    ("T", "dtype"),
+    [(T, dtype) for dtype in TOLERANCE for T in LENGTHS if (T, dtype) != LONG_IN_HALF.values] + [LONG_IN_HALF],
+)
 def test_forward_equals_folding_step(case, dtype, T):
     mixer = make(case)
     x, state = torch.randn(BATCH, T, WIDTH, requires_grad=True), some_state(mixer)

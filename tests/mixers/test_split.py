@@ -50,7 +50,9 @@ def work(rank: int, size: int, port: int, dtype: torch.dtype) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(2, torch.float64), (4, torch.float32)])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(2, torch.float64), pytest.param(4, torch.float32, marks=pytest.mark.slow)]
+)
 def test_stretches_together_have_the_gradient_of_the_whole(size, dtype, unused_port):
     mp.spawn(work, (size, unused_port, dtype), nprocs=size)
 

@@ -125,6 +125,7 @@ def long_case(name: str) -> tuple[list[Tensor], list[Tensor]]:
     return inputs, loop(name, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mingru_scan", "minlstm_scan"])
 def test_65536_steps(backend, name, threads):
     inputs, want = long_case(name)

@@ -42,7 +42,8 @@ class Cut:
 def originals(tmp_path_factory):
     """A constant learning rate, so that a run of 18 steps is the beginning of one of 24."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "corpus.txt").write_text(read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
+    many = "".join(map(chr, range(0x400, 0x480)))  # characters, so that tokenizer.json is larger than config.yaml
+    (folder / "corpus.txt").write_text(many + read_text(DATA / "tiny_shakespeare.txt.xz")[:12_000], encoding="utf-8")
     options = "--eval.every 6 --log.every 3 --optim.schedule constant --optim.decay 0 --model.dropout 0.1".split()
     for name, steps in (("whole", "24"), ("cut", "18")):
         places = ["--data.corpus", str(folder / "corpus.txt"), "--runs", str(folder), "--name", name]

@@ -44,8 +44,11 @@ EXACT = ("--trainer.max_steps", "200", "--eval.every", "40", "--log.every", "7",
 
 @pytest.mark.parametrize(
     "extra",
-    ["--trainer.precision bf16-mixed", "--optim.ema 0.9", "--data.sampling streams --trainer.accumulate 2"],
-    ids=["bfloat16", "average", "streams"],
+    [
+        pytest.param("--trainer.precision bf16-mixed", id="bfloat16", marks=pytest.mark.slow),
+        pytest.param("--optim.ema 0.9", id="average", marks=pytest.mark.slow),
+        pytest.param("--data.sampling streams --trainer.accumulate 2", id="streams"),
+    ],
 )
 def test_killed_and_resumed_equals_never_killed(run_train, tmp_path, corpus, extra):
     extra = extra.split()
@@ -172,7 +175,7 @@ def test_a_damaged_checkpoint_is_not_named_the_best_of_a_finished_run(cut, capsy
     assert cut.comes_to_the_same_end()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(run_train, tmp_path, corpus, number):
     process = start("stopped", tmp_path, corpus, *EXACT)
     wait_for_step(tmp_path / "stopped", 50)
@@ -203,7 +206,7 @@ def test_ctrl_c_twice_stops_at_once(cut, capsys, monkeypatch, number):
     assert cut.comes_to_the_same_end()
 
 
-@pytest.mark.parametrize(("size", "name"), [(200_000, "last.ckpt"), (1_300, "tokenizer.json"), (100, "config.yaml")])
+@pytest.mark.parametrize(("size", "name"), [(200_000, "last.ckpt"), (2_000, "tokenizer.json"), (100, "config.yaml")])
 def test_a_full_disk_leaves_the_checkpoint_before(cut, capsys, size, name):
     checkpoint = (cut.path / "checkpoints" / "last.ckpt").read_bytes()
     capsys.readouterr()

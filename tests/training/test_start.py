@@ -52,7 +52,12 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--model.mixer", "mamba", "--optim.name", "adamw"], ["--model.mixer", "attention"]]
+    "words",
+    [
+        [],
+        pytest.param(["--model.mixer", "mamba", "--optim.name", "adamw"], marks=pytest.mark.slow),
+        pytest.param(["--model.mixer", "attention"], marks=pytest.mark.slow),
+    ],
 )
 def test_the_kernels_of_the_first_step_are_compiled_ahead(compiler, tmp_path, corpus, words):
     """And no others: the files that a training leaves in an empty cache are those that were begun before it."""
