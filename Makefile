@@ -53,7 +53,9 @@ paper: .venv/ready
 	$(BIN)/char-lm compare runs/paper_copying --insert docs/reproduction.md#paper_copying
 	$(BIN)/char-lm evaluate runs/extrapolation/*-seed1 --contexts $(CONTEXTS) --png docs/extrapolation.png \
 	  --insert docs/reproduction.md#extrapolation
-	$(BIN)/char-lm reproduction --insert docs/reproduction.md
+	$(BIN)/char-lm bench length --batch 64 --lengths 512 4096 --limit 120 --json docs/length_64.json --insert docs/reproduction.md \
+	  --mixers mingru minlstm mamba gru lstm gru_reference lstm_reference
+	$(BIN)/char-lm reproduction --parts cell language copying --insert docs/reproduction.md
 
 # docs/reproduction.md: the paper's language modelling at its own size. Finished runs are skipped, interrupted ones resumed.
 FULL ?= runs/paper_full
@@ -62,7 +64,7 @@ paper-full: .venv/ready
 	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml) --runs $(FULL)
 	$(BIN)/char-lm compare $(FULL) --png docs/paper_full.png --insert docs/reproduction.md#paper_full
 	$(BIN)/char-lm evaluate $(FULL)/*-seed1 --insert docs/reproduction.md#paper_full_streaming
-	$(BIN)/char-lm reproduction --full $(FULL) --insert docs/reproduction.md
+	$(BIN)/char-lm reproduction --parts full --full $(FULL) --insert docs/reproduction.md
 
 # docs/reproduction.md: selective copying at the paper's length. Finished runs are skipped, interrupted ones resumed.
 FULL_COPYING ?= runs/paper_copying_full
@@ -71,7 +73,7 @@ paper-copying: .venv/ready
 	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/copying_,mingru.yaml minlstm.yaml mamba.yaml s4d.yaml) --runs $(FULL_COPYING)
 	$(BIN)/char-lm compare $(FULL_COPYING) --insert docs/reproduction.md#paper_copying_full
 	$(BIN)/char-lm evaluate $(FULL_COPYING)/*-seed1 --contexts 80 272 1040 4112 --insert docs/reproduction.md#paper_copying_lengths
-	$(BIN)/char-lm reproduction --full_copying $(FULL_COPYING) --insert docs/reproduction.md
+	$(BIN)/char-lm reproduction --parts full_copying --full_copying $(FULL_COPYING) --insert docs/reproduction.md
 
 # docs/records.md: an hour; the teachers two at a time with a thread each. Finished runs are skipped.
 RECORD := $(BIN)/char-lm sweep --runs runs/record --configs configs/record/

@@ -1,18 +1,18 @@
 """The claims of "Were RNNs All We Needed?" (arXiv 2410.01201) beside our measurements.
 
-    char-lm reproduction --insert docs/reproduction.md
+    char-lm reproduction --parts language --insert docs/reproduction.md
 
 Reads the run folders that `make paper` writes and the numbers that `char-lm bench --json` writes. A claim that has not
-been measured is marked so.
+been measured is marked so. Each part has its own table, so that it can be measured again without the others.
 """
 
 import json
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm.compare import table
 from lm.compare.runs import Reader, RunData
@@ -35,7 +35,7 @@ PARAMETERS = {"mingru": (33, 22, 17, 13), "minlstm": (38, 25, 19, 15)}
 MISSING = "not measured yet"
 SOLVED, CLOSE = 95, 5
 """Per cent of accuracy from which a task counts as solved, and within which two accuracies count as equal."""
-USAGE = "[--insert FILE]"
+USAGE = "[--parts PART ...] [--insert FILE]"
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def parameters(numbers: dict[str, Any]) -> Iterator[Row]:
 def speed(numbers: dict[str, Any]) -> Iterator[Row]:
     """Training speed over the step-by-step cell, and over torch's own."""
     medians = {(row["name"], row["T"]): statistics.median(row["times"]) for row in numbers.get("results", [])}
+    batch = numbers["conditions"]["options"]["batch"] if medians else 64
     for (name, T), paper in SPEED_UPS.items():
         base, verdict = REFERENCE[name], "-"
         known = [other for other in (f"{base}_reference", base) if {(name, T), (other, T)} <= medians.keys()]
@@ -97,7 +98,7 @@ def speed(numbers: dict[str, Any]) -> Iterator[Row]:
         if ratio := over.get(f"{base}_reference"):
             slower = f"faster, but not by hundreds: {numbers['conditions']['machine']}" if ratio > 1 else ""
             verdict = "agrees" if ratio >= 100 else slower or "disagrees: slower"
-        claim = f"{name} trains so many times as fast as the step-by-step {base}, length {T}"
+        claim = f"{name} trains so many times as fast as the step-by-step {base}, batch {batch}, length {T}"
         ours = ", ".join(f"{ratio:,.1f} x {other}" for other, ratio in over.items())
         yield Row(claim, f"{paper} x (T4)", ours or MISSING, verdict, "`char-lm bench length`")
 
@@ -222,10 +223,18 @@ def read_json(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: not a benchmark's numbers: {error}") from None
 
 
+PARTS = ("cell", "language", "full", "copying", "full_copying")
+"""The parts of the table, each from its own runs or numbers and between its own marks."""
+
+
 @dataclass
 class Options:
-    """The paper's claims beside our measurements, as a table in Markdown."""
+    """The paper's claims beside our measurements, as tables in Markdown."""
 
+    parts: list[Literal["cell", "language", "full", "copying", "full_copying"]] = field(
+        default_factory=lambda: list(PARTS)
+    )
+    """which claims (default: all)"""
     language: str = "runs/paper_lm"
     """runs of the language modelling, scaled down"""
     full: str = "runs/paper_full"
@@ -234,23 +243,38 @@ class Options:
     """runs of the selective copying, scaled down"""
     full_copying: str = "runs/paper_copying_full"
     """runs of the selective copying at full length"""
-    length: str = "docs/length.json"
+    length: str = "docs/length_64.json"
     """numbers of `char-lm bench length`"""
     parameters: str = "docs/parameters.json"
     """numbers of `char-lm bench parameters`"""
     insert: str | None = None
-    """put the table between the marks `claims` of this document"""
+    """put each table between the marks `claims PART` of this document"""
 
 
 def run(options: Options) -> int:
-    """Insert the table into a document, and print it. Returns the exit code."""
-    length = read_json(options.length)
-    rows = [*parameters(read_json(options.parameters)), *speed(length), *memory(length)]
-    rows += language(Systems(options.full), "Shakespeare, full size")
-    rows += full_copying(Systems(options.full_copying))
-    rows += [*language(Systems(options.language), "Shakespeare, scaled"), *copying(Systems(options.copying))]
-    text = "\n".join(["| claim | paper | ours | verdict | from |", "|---|---|---|---|---|", *map(str, rows)])
-    if options.insert:
-        insert(options.insert, "claims", text, fence="")
-    print(text)
+    """Insert the tables into a document, and print them. Returns the exit code."""
+    for part in options.parts:
+        text = "\n".join(
+            ["| claim | paper | ours | verdict | from |", "|---|---|---|---|---|", *map(str, rows(part, options))]
+        )
+        if options.insert:
+            insert(options.insert, f"claims {part}", text, fence="")
+        print(text)
     return 0
+
+
+def rows(part: str, options: Options) -> Iterator[Row]:
+    """The rows of one of PARTS."""
+    if part == "cell":
+        length = read_json(options.length)
+        yield from parameters(read_json(options.parameters))
+        yield from speed(length)
+        yield from memory(length)
+    elif part == "language":
+        yield from language(Systems(options.language), "Shakespeare, scaled")
+    elif part == "full":
+        yield from language(Systems(options.full), "Shakespeare, full size")
+    elif part == "copying":
+        yield from copying(Systems(options.copying))
+    else:
+        yield from full_copying(Systems(options.full_copying))

@@ -18,7 +18,7 @@ def table(tmp_path, capsys):
     def call(*options: str) -> dict[str, list[str]]:
         folders = [f"--{name}={tmp_path / name}" for name in FOLDERS]
         assert commands.reproduction([*folders, *options]) == 0
-        lines = capsys.readouterr().out.splitlines()[2:]
+        lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(("| claim |", "|---"))]
         return {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (x.split("|") for x in lines)}
 
     return call
@@ -82,10 +82,10 @@ def test_parameters(table, tmp_path, first, text, verdict):
 def test_speed_and_memory(table, tmp_path):
     times = {"mingru": [0.001], "gru_reference": [0.2], "gru": [0.005]}
     results = [{"name": name, "T": 512, "times": t, "bytes": len(name)} for name, t in times.items()]
-    numbers = {"results": results, "conditions": {"machine": "this"}}
+    numbers = {"results": results, "conditions": {"machine": "this", "options": {"batch": 8}}}
     (tmp_path / "length").write_text(json.dumps(numbers))
     rows = table()
-    speed = rows["mingru trains so many times as fast as the step-by-step gru, length 512"]
+    speed = rows["mingru trains so many times as fast as the step-by-step gru, batch 8, length 512"]
     assert speed[1:3] == ["200.0 x gru_reference, 5.0 x gru", "agrees"]
     assert rows["mingru takes more memory than gru_reference"][1] == "-54 %"
 
@@ -102,8 +102,9 @@ def test_speed_and_memory(table, tmp_path):
 def test_the_verdict_follows_the_ratio(table, tmp_path, reference, ours, verdict):
     times = {"mingru": [0.001]} | ({"gru_reference": [reference]} if reference else {})
     results = [{"name": name, "T": 512, "times": t, "bytes": 1} for name, t in times.items()]
-    (tmp_path / "length").write_text(json.dumps({"results": results, "conditions": {"machine": "this"}}))
-    row = table()["mingru trains so many times as fast as the step-by-step gru, length 512"]
+    conditions = {"machine": "this", "options": {"batch": 8}}
+    (tmp_path / "length").write_text(json.dumps({"results": results, "conditions": conditions}))
+    row = table()["mingru trains so many times as fast as the step-by-step gru, batch 8, length 512"]
     assert row[1:3] == [ours, verdict]
 
 
