@@ -92,9 +92,10 @@ records: .venv/ready
 	$(BIN)/char-lm document docs/records.md#sample char-lm generate runs/record/student-seed1 --seed 1 --chars 2000
 
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
-BENCHES ?= cell busy page step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
+BENCHES ?= cell busy "page --pages runs/inside.html" step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
   "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
 performance: .venv/ready-test
+	mkdir -p runs && $(BIN)/char-lm inspect pretrained --html runs/inside.html > /dev/null
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 	$(BIN)/char-lm bench corpus --insert docs/scale.md
 	$(BIN)/char-lm bench context --insert docs/scale.md

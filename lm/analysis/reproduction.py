@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lm.compare import table
 from lm.compare.runs import Reader, RunData
@@ -223,7 +223,7 @@ def read_json(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: not a benchmark's numbers: {error}") from None
 
 
-PARTS = ("cell", "language", "full", "copying", "full_copying")
+Part = Literal["cell", "language", "full", "copying", "full_copying"]
 """The parts of the table, each from its own runs or numbers and between its own marks."""
 
 
@@ -231,9 +231,7 @@ PARTS = ("cell", "language", "full", "copying", "full_copying")
 class Options:
     """The paper's claims beside our measurements, as tables in Markdown."""
 
-    parts: list[Literal["cell", "language", "full", "copying", "full_copying"]] = field(
-        default_factory=lambda: list(PARTS)
-    )
+    parts: list[Part] = field(default_factory=lambda: list(get_args(Part)))
     """which claims (default: all)"""
     language: str = "runs/paper_lm"
     """runs of the language modelling, scaled down"""
@@ -263,8 +261,8 @@ def run(options: Options) -> int:
     return 0
 
 
-def rows(part: str, options: Options) -> Iterator[Row]:
-    """The rows of one of PARTS."""
+def rows(part: Part, options: Options) -> Iterator[Row]:
+    """The rows of a part."""
     if part == "cell":
         length = read_json(options.length)
         yield from parameters(read_json(options.parameters))
