@@ -278,7 +278,8 @@ def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
     if len(processors := sorted({run.processor for run in runs} - {""})) > 1:
         found.append(f"seconds and characters/s come from different machines ({_listed(processors)})")
     if names := [run.name for run in runs if run.reads_bytes and not run.problems]:
-        found.append(f"{_listed(names)} read bytes: losses, characters and characters/s are converted")
+        verb = "read" if len(names) > 1 else "reads"
+        found.append(f"{_listed(names)} {verb} bytes: losses, characters and characters/s are converted")
     found += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     if skipped:
         found.append(printable(f"no run in {_listed(skipped)}"))

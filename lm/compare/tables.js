@@ -228,7 +228,7 @@ function sampleOf(line, step) {
 /** How to look into a run; a name that a shell might take for more than a name is left to the reader. */
 function inspectCommand(run) {
   const plain = (name) => /^[\w./][\w./-]*$/.test(name);
-  return `char-lm inspect ${plain(run.id) ? run.id : "RUN"} --html page.html`;
+  return `char-lm inspect ${plain(run.id) ? run.id : "RUN"} --html inside.html`;
 }
 
 function sampleCard({ run, text, note, look }) {

@@ -106,6 +106,10 @@ def resume(run: "Run", start: Start, given: dict[str, Any]) -> int:
     changed = changed_options(saved_config, config, start.allow_changes, run)
     corpus = load(config.data)
     saved = run.newest_checkpoint()
+    if not saved:
+        if run.summary().get("status") == "finished":
+            raise UserError(f"{run.path} is finished, but has no checkpoint to go on from: start a new run")
+        print_status(f"{run.path} has no checkpoint yet: it starts from step 0")
     before = (saved.corpus if saved else "") or run.corpus_digest()
     if not run.fits(corpus.tokenizer):
         raise UserError(f"data.corpus {config.data.corpus} is not the text that {run.path} was trained on")

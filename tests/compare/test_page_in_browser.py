@@ -304,8 +304,8 @@ def test_samples_side_by_side_by_step(page):
 def test_a_sample_says_how_to_look_into_its_run(page, report):
     """By a command; the name of a run that a shell would not take for one word is left out."""
     commands = page.texts("#samples .inspect code")
-    assert commands[0].startswith("char-lm inspect /") and commands[0].endswith("/attention-s1 --html page.html")
-    assert commands[2] == "char-lm inspect RUN --html page.html"
+    assert commands[0].startswith("char-lm inspect /") and commands[0].endswith("/attention-s1 --html inside.html")
+    assert commands[2] == "char-lm inspect RUN --html inside.html"
 
 
 def test_differences(page):

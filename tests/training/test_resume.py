@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_finished_run_needs_a_larger_budget(run_train, capsys):
     assert train(["--resume", str(run)]) == 0
     assert "is finished; to go on" in capsys.readouterr().err
     assert (run / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_without_checkpoints(cut, capsys):
+    """A finished one is left as it is; one that ended before its first checkpoint starts again, and says so."""
+    shutil.rmtree(cut.path / "checkpoints")
+    before = (cut.path / "metrics.csv").read_bytes()
+    assert cut.resume() == 2
+    assert "is finished, but has no checkpoint to go on from" in capsys.readouterr().err
+    assert (cut.path / "metrics.csv").read_bytes() == before
+    Run(cut.path).update_summary(status="running")
+    assert cut.comes_to_the_same_end()
+    assert "has no checkpoint yet: it starts from step 0" in capsys.readouterr().err
 
 
 def test_half_written_files_are_removed_on_resuming_a_finished_run(run_train):

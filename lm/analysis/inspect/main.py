@@ -79,6 +79,7 @@ def run(options: Options) -> int:
         from lm.analysis.inspect.page import page
 
         atomic_write(Path(options.html), page([subject, *others], shown, note, study, options.weights))
+        print(f"wrote {options.html}; open it in a browser", file=sys.stderr)
     if options.png is not None:
         from lm.analysis.inspect.pictures import draw
 

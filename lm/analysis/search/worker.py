@@ -29,6 +29,8 @@ from lm.runs.metrics import read_rows
 from lm.training.clock import Clock
 from lm.training.processes import environment_of_trial
 
+ABSENT = "without it"
+"""What a message says of an option that a study or a command lacks."""
 POLL = 0.5
 """Seconds between looks at a training, or at what other workers do."""
 SPARED = 1 / 3
@@ -126,9 +128,10 @@ class Search:
     def _check_same(self, system: str, before: dict[str, Any]) -> None:
         now = self.record(system)
         for key in [*before, *now]:
-            if before.get(key) != now.get(key):
+            was, given = before.get(key, ABSENT), now.get(key, ABSENT)
+            if was != given:
                 raise UserError(
-                    f"study {self.name} was made with {key} {before.get(key)} for {system}, not {now.get(key)}; "
+                    f"study {self.name} was made with {key} {was} for {system}, not {given}; "
                     "choose another --study, and --runs"
                 )
 

@@ -189,7 +189,7 @@ def test_a_study_keeps_its_options_and_its_folder(search, fake, tmp_path, capsys
     search(fake(2.0), "--trials", "1")
     for change, message in [
         ({"space": [SPACE[0], "model.dropout=0.0..0.2"]}, "--search model.dropout 0.0..0.3 for mingru, not 0.0..0.2"),
-        ({"space": SPACE[:1]}, "--search model.dropout 0.0..0.3 for mingru, not None"),
+        ({"space": SPACE[:1]}, "--search model.dropout 0.0..0.3 for mingru, not without it"),
         ({"options": ["--trainer.max_steps", "50"]}, "study s was made with trainer.max_steps 40 for mingru, not 50"),
     ]:
         assert search(None, "--trials", "2", code=2, **change) == []
