@@ -69,7 +69,7 @@ paper-full: .venv/ready
 # docs/reproduction.md: selective copying at the paper's length. Finished runs are skipped, interrupted ones resumed.
 FULL_COPYING ?= runs/paper_copying_full
 paper-copying: .venv/ready
-	@echo "four trainings, a quarter of an hour each for minGRU and minLSTM on one core that multiplies bfloat16; the runs are in $(FULL_COPYING)"
+	@echo "four trainings, a quarter of an hour each on one core that multiplies bfloat16; the runs are in $(FULL_COPYING)"
 	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/copying_,mingru.yaml minlstm.yaml mamba.yaml s4d.yaml) --runs $(FULL_COPYING)
 	$(BIN)/char-lm compare $(FULL_COPYING) --insert docs/reproduction.md#paper_copying_full
 	$(BIN)/char-lm evaluate $(FULL_COPYING)/*-seed1 --contexts 80 272 1040 4112 --insert docs/reproduction.md#paper_copying_lengths
