@@ -367,7 +367,7 @@ REFUSED = [
     ("bench", "length --width 7", "a width must be even, not 7"),
     ("bench", "train --mixers mingr", "did you mean mingru?"),
     ("bench", "numerics --json {w}/none/a.json", "cannot write {w}/none/a.json: No such file"),
-    ("reproduction", "--insert {w}/corpus.txt", "needs one line <!-- claims: begin -->"),
+    ("reproduction", "--insert {w}/corpus.txt", "needs one line <!-- claims cell: begin -->"),
     ("document", "{w}/none.md echo a", "none.md: No such file"),
     ("document", "{w}/corpus.txt echo a", "needs one line <!-- echo a: begin -->"),
     ("document", "{w}/corpus.txt", "usage: char-lm document FILE COMMAND"),
