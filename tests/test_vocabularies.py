@@ -46,7 +46,7 @@ def test_comparison_is_per_character_and_per_byte(runs, capsys):
     assert found["characters"]["loss_per_byte"] == pytest.approx(per_id["characters"] / size, rel=1e-4)
     speeds = [saved["bytes"]["chars_per_second"] / size, saved["characters"]["chars_per_second"]]
     assert [found[name]["chars_per_second"] for name in found] == pytest.approx(speeds, rel=1e-4)
-    assert "bytes read bytes: losses, characters and characters/s are converted" in err and "not comparable" not in err
+    assert "bytes reads bytes: losses, characters and characters/s are converted" in err and "not comparable" not in err
     compare([str(runs)])
     head = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("run "))
     assert "val loss/char  val loss/byte  streaming/char  bits/char" in head
