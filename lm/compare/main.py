@@ -82,7 +82,8 @@ def show(reader: Reader, options: Options) -> int:
     write(options.csv, lambda: as_csv(everything["runs"]))
     if options.insert:
         insert(options.insert, "results", "\n".join(lines))
-    write(options.html, lambda: page(runs, options.metric, options.target, reader.skipped))
+    folder = Path(options.html or "").parent
+    write(options.html, lambda: page(runs, options.metric, options.target, reader.skipped, folder))
     if options.png:
         save_png(options.png, groups, timed, options.metric, target)
     return 0

@@ -1,9 +1,12 @@
 """The page of `char-lm compare`: the data, plotly and our own scripts in one file (`lm.report.html`)."""
 
 import base64
+import os
 import sys
 from array import array
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lm.compare import table
 from lm.compare.parameters import parameters
@@ -21,13 +24,21 @@ ROWS = 100_000
 """Training rows in a page; of more, neighbouring rows of each run are averaged."""
 SAMPLE_CHARS = 4_000_000
 """Characters of samples in a page; of more, each run keeps some of its samples, the first and the last included."""
+INSIDE = "inside.html"
+"""The file in a run folder that a page links to, if it is there."""
 Rows = list[dict[str, float]]
 
 
-def page(runs: list[RunData], metric: str, target: float | None, skipped: list[str]) -> str:
-    """The page of some runs, for a file; see `payload` for the arguments."""
+def page(runs: list[RunData], metric: str, target: float | None, skipped: list[str], folder: Path) -> str:
+    """The page of some runs, for a file in a folder; see `payload` for the other arguments."""
     data = payload(runs, metric, target, skipped)
-    return render(data | {"runs": [encode(run, len(runs)) for run in runs]})
+    return render(data | {"runs": [encode(run, len(runs)) | {"inside": _inside(run, folder)} for run in runs]})
+
+
+def _inside(run: RunData, folder: Path) -> str | None:
+    """The address, as seen from a folder, of the run's page by `char-lm inspect`; None where it has none."""
+    path = run.path / INSIDE
+    return quote(Path(os.path.relpath(path, folder)).as_posix()) if path.is_file() else None
 
 
 def render(data: dict[str, Any]) -> str:

@@ -225,10 +225,12 @@ function sampleOf(line, step) {
   return { run, text: text.replace(/^\n+/, ""), note: note.filter(Boolean).join(", "), look: line.look };
 }
 
-/** How to look into a run; a name that a shell might take for more than a name is left to the reader. */
-function inspectCommand(run) {
-  const plain = (name) => /^[\w./][\w./-]*$/.test(name);
-  return `char-lm inspect ${plain(run.id) ? run.id : "RUN"} --html inside.html`;
+/** A link to the page of the inside of a run or, where there is none yet, the command that makes it; a name that a
+ * shell might take for more than a name is left to the reader. */
+function lookInside(run) {
+  if (run.inside) return el("a", { href: run.inside }, "look inside");
+  const name = /^[\w./][\w./-]*$/.test(run.id) ? run.id : "RUN";
+  return el("span", {}, "look inside: ", el("code", {}, `char-lm inspect ${name} --html ${name}/inside.html`));
 }
 
 function sampleCard({ run, text, note, look }) {
@@ -237,7 +239,7 @@ function sampleCard({ run, text, note, look }) {
     { className: "sample" },
     el("h3", {}, swatch(look), el("span", { title: run.name }, run.name), el("span", { className: "faint" }, note)),
     el("pre", { tabIndex: 0, "aria-label": `sample of ${run.name}` }, text),
-    el("p", { className: "inspect faint" }, "look inside: ", el("code", {}, inspectCommand(run))),
+    el("p", { className: "inspect faint" }, lookInside(run)),
   );
 }
 

@@ -31,7 +31,8 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 
 /* Packed weights. BFLOAT16 has in each 32-bit word a weight of the first half of the block (low) and one of the second,
- * INT8 the same for an even input (low) and for the next one; there is a zero for the one that an odd K lacks. */
+ * INT8 the same for an even input (low) and for the next one; there is a zero for the one that an odd K lacks. Each of its
+ * bytes is taken as the highest of a word: a weight times 2^24. */
 typedef struct {
     const char *weight;
     const float *scale, *bias; /* per output, or null */
@@ -150,7 +151,7 @@ INLINE void load(int type, const char *at, vector w[4]) {
         w[0] = (vector)(all << 16), w[1] = (vector)(all & 0xffff0000u);
     } else {
         words all = *(const words *)at;
-        EACH(i, 4) w[i] = __builtin_convertvector((integers)(all << (24 - 8 * i)) >> 24, vector);
+        EACH(i, 4) w[i] = __builtin_convertvector((integers)((all << (24 - 8 * i)) & 0xff000000u), vector);
     }
 }
 
@@ -160,20 +161,23 @@ INLINE void tile(const int type, const int R, const int G, const matrix *m, int6
     const int inputs = type == INT8 ? 2 : 1, bytes = type == FLOAT32 ? 8 * LANES : 4 * LANES;
     const int64_t K = m->K, stride = (K + inputs - 1) / inputs * bytes; /* from block to block */
     const char *weight = m->weight + block * stride;
-    vector sum[2 * TILE], w[4 * WIDE];
+    vector sum[2 * TILE];
     EACH(i, 2 * R * G) sum[i] = (vector){0};
     for (int64_t k = 0; k < K; k += inputs) {
-        EACH(i, G) load(type, weight + i * stride, w + 2 * inputs * i);
-        weight += bytes;
-        EACH(j, inputs) {
-            const float *x_k = x + (k + j < K ? k + j : k);
-            EACH(r, R) EACH(i, 2 * G) sum[2 * G * r + i] += x_k[r * x_row] * w[i / 2 * 2 * inputs + 2 * j + i % 2];
+        EACH(g, G) { /* one block's weights at a time: those of all would not fit into the registers */
+            vector w[4];
+            load(type, weight + g * stride, w);
+            EACH(j, inputs) {
+                const float *x_k = x + (k + j < K ? k + j : k);
+                EACH(r, R) EACH(i, 2) sum[2 * (G * r + g) + i] += x_k[r * x_row] * w[2 * j + i];
+            }
         }
+        weight += bytes;
     }
     EACH(r, R) EACH(i, 2 * G) {
         const int64_t n = block * BLOCK + i * LANES;
         vector s = sum[2 * G * r + i], *out = (vector *)(y + r * y_row + n);
-        if (type == INT8) s *= *(const vector *)(m->scale + n);
+        if (type == INT8) s *= *(const vector *)(m->scale + n) * 0x1p-24f;
         s += *(const vector *)(m->bias + n);
         *out = add ? *out + s : s;
     }

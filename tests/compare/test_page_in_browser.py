@@ -304,8 +304,21 @@ def test_samples_side_by_side_by_step(page):
 def test_a_sample_says_how_to_look_into_its_run(page, report):
     """By a command; the name of a run that a shell would not take for one word is left out."""
     commands = page.texts("#samples .inspect code")
-    assert commands[0].startswith("char-lm inspect /") and commands[0].endswith("/attention-s1 --html inside.html")
-    assert commands[2] == "char-lm inspect RUN --html inside.html"
+    assert commands[0].startswith("char-lm inspect /") and commands[0].endswith("/attention-s1/inside.html")
+    assert commands[2] == "char-lm inspect RUN --html RUN/inside.html"
+
+
+def test_a_sample_links_to_the_inside_of_its_run(browser, tmp_path):
+    """By an address as seen from the page, so that both can be moved or served together."""
+    run = fake_run(tmp_path / "runs", "50% #1", "mingru", 1)
+    (run / "inside.html").write_text("<title>inside</title>", encoding="utf-8")
+    (tmp_path / "pages").mkdir()
+    assert compare([str(tmp_path / "runs"), "--html", str(tmp_path / "pages" / "report.html")]) == 0
+    page = browser.open((tmp_path / "pages" / "report.html").as_uri())
+    link = page.at("#samples .inspect a")
+    assert link.get_dom_attribute("href") == "../runs/50%25%20%231/inside.html"
+    link.click()
+    assert page.js("return document.title") == "inside"
 
 
 def test_differences(page):
