@@ -65,15 +65,16 @@ class Mamba(Mixer):
             u, past[0] = self.convolution(u, last_inputs(u, self.convolution.size - 1) if cut else past[0])
         u = silu(u)
         delta, B, C = self.select(u)
+        A = -self.A_log.exp()
         if cut:
-            h = first_state(self._stretch, u, delta, B, C, h)
-        y, h = selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)
+            h = first_state(self._stretch, [u, delta, B, C], A)
+        y, h = selective_scan(u, delta, A, B, C, self.skip, h)
         return self.output(y * silu(gate)), (h, *past)
 
-    def _stretch(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """What `first_state` needs: the product of exp(dt A), and the last state from h, both (B, N, E)."""
-        product = torch.exp(-self.A_log.exp() * softplus(widen(delta)).sum(1)[:, None])
-        return product, selective_scan(u, delta, -self.A_log.exp(), B, C, self.skip, h)[1]
+    def _stretch(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+        """What `first_state` needs: the product of exp(dt A), and the last state, both (B, N, E)."""
+        product = torch.exp(A * softplus(widen(delta)).sum(1)[:, None])
+        return product, selective_scan(u, delta, A, B, C, self.skip)[1]
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, *past = state

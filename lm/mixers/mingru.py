@@ -59,7 +59,7 @@ class MinGRU(Mixer):
             kept = (now,)
         projection = self.projection(x)
         if cut:
-            h0 = first_state(self._stretch, projection)
+            h0 = first_state(self._stretch, [projection])
         h, h_last = self.scan(projection, h0)
         return self.down(h), (h_last, *kept)
 

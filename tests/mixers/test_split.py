@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from lm.config.options import ModelConfig
 from lm.config.resolve import CHUNKABLE, parse
 from lm.files import UserError
+from lm.mixers import split
 from lm.mixers.split import is_split, time_split
 from lm.model import LanguageModel
 
@@ -25,6 +26,7 @@ def make(mixer: str, dtype: torch.dtype) -> LanguageModel:
 def work(rank: int, size: int, port: int, dtype: torch.dtype) -> None:
     """Compare the gradient of each process's stretch, averaged over processes, with that of the whole."""
     torch.set_num_threads(1)
+    split.PIECE = 50  # of 120 or 60 steps, so that the last piece is a shorter one
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     torch.manual_seed(1)
     x, y = torch.randint(V, (B, T)), torch.randint(V, (B, T))
