@@ -5,8 +5,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from lm.files import UserError
@@ -91,6 +93,26 @@ def wait_for_first_process(seconds: float) -> None:
                     f"nobody answers at {host}:{port} (MASTER_ADDR, MASTER_PORT), where all processes meet: {reason}"
                 ) from None
             time.sleep(0.5)
+
+
+@contextmanager
+def give_up_after(seconds: float) -> Iterator[None]:
+    """End a process other than the first if what is within takes longer: torch's store waits for ever for the answers
+    of a server that is none of its own."""
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} (MASTER_ADDR, MASTER_PORT)"
+
+    def end() -> None:
+        print(f"char-lm train: error: what answers at {where} is not the first process of a training", file=sys.stderr)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    if not is_first_process():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def end_with_launcher() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm.config.options import Config
 from lm.files import UserError
+from lm.training.processes import give_up_after
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -83,7 +84,12 @@ def strategy_of(config: Config) -> Any:
         return wanted.strategy
     from lightning.pytorch.strategies import DDPStrategy
 
-    return DDPStrategy(timeout=timedelta(seconds=GROUP_SECONDS))
+    class Strategy(DDPStrategy):
+        def setup_distributed(self) -> None:
+            with give_up_after(2 * GROUP_SECONDS):  # the first process may wait as long for others, twice
+                super().setup_distributed()
+
+    return Strategy(timeout=timedelta(seconds=GROUP_SECONDS))
 
 
 def resolve_precision(config: Config, old: bool = False) -> tuple[Any, str]:

@@ -360,6 +360,21 @@ def test_a_master_that_nobody_serves_is_refused(started, unused_port):
         wait_for_first_process(0)
 
 
+@pytest.mark.slow
+def test_a_master_that_is_something_else_is_refused(tmp_path, corpus):
+    """A server that takes the connection and says nothing."""
+    program = "import sys, lm.training.trainer as t, lm.cli as c; t.GROUP_SECONDS = 2; sys.exit(c.main(sys.argv[1:]))"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ranks = {"RANK": "1", "GROUP_RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+        torchrun = ranks | {"TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        words = ["train", "--name", "a", "--runs", str(tmp_path), "--data.corpus", str(corpus)]
+        command, env = [sys.executable, "-c", program, *words], os.environ | torchrun
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and f"what answers at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT) is not" in last
+
+
 def test_a_run_that_could_not_begin_leaves_nothing(run_train, tmp_path, monkeypatch, capsys):
     """Processes that are not of a kind, or do not meet: the same command can be given again."""
 
