@@ -1,10 +1,11 @@
 """Texts of growing size: memory, start-up and speed of `char-lm train`, each in a process of its own.
 
     first start     seconds until the first step of a process that reads and encodes the text
-    second start    the same with the text in the cache
+    second start    the same with the text in the cache, median of later processes
     memory          most anonymous memory of the first process: what it has allocated itself. Pages of files that it
                     maps, such as the ids of the text, are not counted: the system takes them back when it needs them
-    chars/s         of the faster of the two; and over that of the first text
+    chars/s         median of the later processes, which take turns with those of other texts; and over that of the
+                    first text
 
 A text is the speeches of the embedded Shakespeare in random order, again and again.
 """
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 from lm.bench import measure, options, trainings
 from lm.bench.measure import Row
@@ -31,19 +33,24 @@ HEADER = ("text, MB", "first start, s", "second start, s", "memory, MB", "chars/
 
 
 def run(arguments: options.Corpus) -> Row:
-    """Train on a text of each size, twice."""
+    """Train on a text of each size: once, then some times in turns."""
     about = measure.heading("char-lm train by size of the text", options.OnDevice(device="cpu"), "precision auto")
     rows: list[Row] = []
-    for megabytes in arguments.megabytes:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+    with tempfile.TemporaryDirectory() as name:
+        for megabytes in arguments.megabytes:
+            folder = Path(name, f"{megabytes}")
+            folder.mkdir()
             make_text(folder / "text.txt", megabytes * 10**6)
-            first, second = (train(folder, start, arguments.steps) for start in ("first", "second"))
-        speed = max(first["speed"], second["speed"])
-        row = {"first": first["start"], "second": second["start"], "memory": first["memory"], "speed": speed}
-        rows.append({"name": f"{megabytes:,}", **row})
-    for row in rows:
-        row["relative"] = row["speed"] / rows[0]["speed"]
+            first = train(folder, "first", arguments.steps)
+            rows.append({"name": f"{megabytes:,}", "first": first["start"], "memory": first["memory"]})
+        turns = [
+            [train(Path(name, f"{megabytes}"), f"{turn}", arguments.steps) for megabytes in arguments.megabytes]
+            for turn in range(arguments.repeat)
+        ]
+    for row, later in zip(rows, zip(*turns, strict=True), strict=True):
+        row["second"] = median(each["start"] for each in later)
+        row["speeds"] = [each["speed"] for each in later]
+        row["relative"] = median(row["speeds"]) / median(rows[0]["speeds"])
     measure.print_table(HEADER, rows, table_row)
     return {"conditions": about, "results": rows}
 
@@ -110,5 +117,6 @@ def anonymous_memory(process: int) -> float:
 
 def table_row(row: Row) -> tuple[str, ...]:
     """The cells of a size."""
-    forms = {"first": ".1f", "second": ".1f", "memory": ",.0f", "speed": ",.0f"}
-    return *(number(row[key], form) for key, form in forms.items()), number(row["relative"], ".2f") + " x"
+    forms = {"first": ".1f", "second": ".1f", "memory": ",.0f"}
+    cells = [number(row[key], form) for key, form in forms.items()]
+    return *cells, measure.whole(row["speeds"]), number(row["relative"], ".2f") + " x"

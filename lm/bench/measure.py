@@ -206,6 +206,11 @@ def heading(title: str, options: OnDevice, precision: str = "") -> Row:
     return about
 
 
+def whole(values: Sequence[float]) -> str:
+    """Whole numbers: median [min-max]."""
+    return f"{median(values):,.0f} [{min(values):,.0f}-{max(values):,.0f}]"
+
+
 def spread(times: Sequence[float]) -> str:
     """Milliseconds: median [min-max]."""
     middle, low, high = (1000 * value for value in (median(times), min(times), max(times)))

@@ -210,13 +210,14 @@ class Start(Timed, Common):
 
 
 @dataclass
-class Corpus(Common):
+class Corpus(Timed, Common):
     """Memory, start-up and speed of `char-lm train` by the size of the text."""
 
     megabytes: Annotated[list[Count], Quick([1, 3])] = field(default_factory=lambda: [1, 1000, 4000])
     """sizes of the text in 10^6 bytes"""
-    steps: Annotated[Count, Quick(20)] = 200
+    steps: Annotated[Count, Quick(20)] = 300
     """steps in one run"""
+    repeat: Repeat = 5
 
 
 @dataclass

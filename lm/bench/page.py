@@ -10,7 +10,6 @@ import itertools
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -119,10 +118,6 @@ def call(driver: Any, script: str, *arguments: Any) -> Any:
 
 def table_row(row: Row) -> list[str]:
     """Size, difference, and medians with their spread."""
-    speeds = [_spread(row[name]) if name in row else "" for name in ("read", "written")]
+    speeds = [measure.whole(row[name]) if name in row else "" for name in ("read", "written")]
     off = f"{row['difference']:.1e}" if "difference" in row else ""
-    return [f"{row['bytes'] / 1e6:.2f}", off, *speeds, _spread([1000 * seconds for seconds in row["ready"]])]
-
-
-def _spread(values: list[float]) -> str:
-    return f"{median(values):,.0f} [{min(values):,.0f}-{max(values):,.0f}]"
+    return [f"{row['bytes'] / 1e6:.2f}", off, *speeds, measure.whole([1000 * seconds for seconds in row["ready"]])]

@@ -9,20 +9,20 @@ import pytest
 from lm.bench import corpus
 
 
-def test_every_size_is_trained_on_twice(bench, monkeypatch):
-    calls, sizes = [], []
+def test_sizes_are_trained_on_once_and_then_in_turns(bench, monkeypatch):
+    calls = []
 
     def train(folder, name, steps):
-        calls.append(name)
-        sizes.append((folder / "text.txt").stat().st_size)
-        speed = {"first": 10_000.0, "second": 12_345.6}[name] / (1 + len(calls) // 3)
-        return {"start": {"first": 9.25, "second": 3.5}[name], "memory": 321.4, "speed": speed}
+        size = (folder / "text.txt").stat().st_size // 10**6
+        calls.append((name, size))
+        start = 9.25 if name == "first" else 3.5 + int(name)
+        return {"start": start, "memory": 321.4, "speed": 1e9 if name == "first" else (12_000.0 + int(name)) / size}
 
     monkeypatch.setattr(corpus, "train", train)
-    result, out = bench("corpus", "--megabytes", "1", "6")
-    assert calls == ["first", "second"] * 2 and sizes == [10**6] * 2 + [6 * 10**6] * 2
-    assert [(row["first"], row["second"]) for row in result["results"]] == [(9.25, 3.5)] * 2
-    assert out.rstrip().splitlines()[-1].split() == ["6", "9.2", "3.5", "321", "6,173", "0.50", "x"]
+    result, out = bench("corpus", "--megabytes", "1", "6", "--repeat", "3")
+    assert calls == [(name, size) for name in ("first", "0", "1", "2") for size in (1, 6)]
+    assert [(row["first"], row["second"]) for row in result["results"]] == [(9.25, 4.5)] * 2
+    assert out.rstrip().splitlines()[-1].split() == ["6", "9.2", "4.5", "321", "2,000", "[2,000-2,000]", "0.17", "x"]
 
 
 @pytest.mark.slow
