@@ -71,7 +71,7 @@ def show(reader: Reader, options: Options) -> int:
     groups, notes = table.group(runs), table.warnings(runs, reader.skipped)
     timed = table.group(Reader(options.timed).read()) if options.timed else groups
     target = options.target if options.target is not None else table.default_target(runs, options.metric)
-    lines = report(groups, target, options)
+    lines = report(groups, target, options, table.are_comparable(notes))
     if "-" not in (options.json, options.csv):
         print("\n".join(lines))
     more = [f"and {len(notes) - 20} more"] if len(notes) > 20 else []
@@ -86,17 +86,19 @@ def show(reader: Reader, options: Options) -> int:
     write(options.html, lambda: page(runs, options.metric, options.target, reader.skipped, folder))
     if options.png:
         save_png(options.png, groups, timed, options.metric, target)
+        print(f"wrote {options.png}", file=sys.stderr)
     return 0
 
 
-def report(groups: list[table.Group], target: float | None, options: Options) -> list[str]:
-    """The tables for the terminal, and the curves of --text."""
-    sentence = table.at_equal_budget(groups, options.metric)
+def report(groups: list[table.Group], target: float | None, options: Options, comparable: bool) -> list[str]:
+    """The tables for the terminal, and the curves of --text; sentences that compare only what is comparable."""
+    sentence = table.at_equal_budget(groups, options.metric) if comparable else ""
     lines = [*([sentence, ""] if sentence else []), *terminal.results(groups), ""]
     if target is None:
         lines.append("no validation yet")
     else:
-        lines += terminal.to_target(table.arrivals(groups, options.metric, target), options.metric, target)
+        found = table.arrivals(groups, options.metric, target)
+        lines += terminal.to_target(found, options.metric, target, comparable)
     return [*lines, "", *terminal.curves(groups, options.metric, options.x)] if options.text else lines
 
 
@@ -106,6 +108,7 @@ def write(path: str | None, make: Callable[[], str]) -> None:
         sys.stdout.write(make())
     elif path:
         atomic_write(Path(path), make())
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:

@@ -286,6 +286,11 @@ def warnings(runs: list[RunData], skipped: list[str]) -> list[str]:
     return found
 
 
+def are_comparable(notes: list[str]) -> bool:
+    """Whether no warning says that the losses are not."""
+    return not any(note.startswith("not comparable") for note in notes)
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 

@@ -104,7 +104,7 @@ function arrivalCell(row, axis) {
 /** The sentence of lm.compare.table.headline, for what is shown. */
 function drawHeadline(rows, aim) {
   const there = rows.filter((row) => row.reached && row.reached === row.line.members.length);
-  if (there.length < 2) return $("headline").replaceChildren();
+  if (there.length < 2 || !data.comparable) return $("headline").replaceChildren();
   const [first, last] = [there[0], there.at(-1)];
   const [steps, seconds] = ["step", "train_seconds"].map((axis) => first.faster[axis] / last.faster[axis]);
   const strong = (text) => el("strong", {}, text);

@@ -7,6 +7,9 @@ from typing import Any
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 """Units of large numbers, on the page too."""
 
+HIDDEN = dict.fromkeys({*range(32), *range(127, 160)} - set(map(ord, "\t\n")), "\ufffd")
+"""A table for `str.translate` without the control characters, which could be commands to a terminal."""
+
 
 def short(value: float) -> str:
     """A number in three significant digits or more: 1.57, 48.6, 3,250, 12.3M; a dash for what is not finite."""

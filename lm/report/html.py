@@ -11,6 +11,15 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">"""
+
 
 def texts(*files: str) -> list[str]:
     """The contents of files of packages, each named "package/file"."""
@@ -21,7 +30,7 @@ def texts(*files: str) -> list[str]:
 def fill(
     template: str, style: str, data: Any, scripts: Sequence[str], connect: str = "'none'", wasm: bool = False
 ) -> str:
-    """The page of a template, whose marks <!--POLICY-->, <!--STYLE-->, <!--DATA--> and <!--SCRIPTS--> are replaced.
+    """The page of a template, whose marks <!--HEAD-->, <!--STYLE-->, <!--DATA--> and <!--SCRIPTS--> are replaced.
 
     Args:
         data: for the scripts, as JSON.
@@ -29,8 +38,8 @@ def fill(
         wasm: whether they may compile WebAssembly.
     """
     parts = {
-        "POLICY": _policy(scripts, connect, wasm),
-        "STYLE": style,
+        "HEAD": HEAD.format(policy=_policy(scripts, connect, wasm)),
+        "STYLE": f"<style>{style}</style>",
         "DATA": embed(data),
         "SCRIPTS": "\n".join(f"<script>{script}</script>" for script in scripts),
     }

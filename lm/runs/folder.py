@@ -150,15 +150,19 @@ class Run:
         return is_abandoned(self.path / ".lock")
 
     @classmethod
-    def find(cls, name: str, runs: str = "runs") -> "Run":
+    def find(cls, name: str, runs: str = "runs", having: str = "config.yaml") -> "Run":
         """Open a run by its name or path; an empty name means the newest.
+
+        Args:
+            having: the newest of those that have such a file, if there are any.
 
         Raises:
             UserError: there is none.
         """
         known = list(Path(runs).glob("*/config.yaml"))
         if not name and known:
-            return cls(max(known, key=lambda file: file.stat().st_mtime).parent)
+            fit = [file for file in known if any(file.parent.glob(having))]
+            return cls(max(fit or known, key=lambda file: file.stat().st_mtime).parent)
         if not name:
             raise UserError(f"no run in {runs}/ yet; make one with: char-lm train")
         for path in (Path(name), Path(runs) / name):

@@ -49,7 +49,8 @@ def load_with_config(path: str | os.PathLike[str]) -> "tuple[LanguageModel, Char
 
 
 def locate(name: str, runs: str = "runs") -> Path:
-    """The checkpoint file or export folder of a name, a path or `hub:USER/NAME`; an empty name means the newest run.
+    """The checkpoint file or export folder of a name, a path or `hub:USER/NAME`; an empty name means the newest run
+    that has a checkpoint.
 
     Raises:
         UserError: there is none.
@@ -65,7 +66,7 @@ def locate(name: str, runs: str = "runs") -> Path:
         os.path.isfile(folder / "config.yaml") for folder in (path, Path(runs) / name)
     ):
         return PRETRAINED
-    run = Run.find(name, runs)
+    run = Run.find(name, runs, "checkpoints/*.ckpt")
     for checkpoint in ("best.ckpt", "last.ckpt", "previous.ckpt"):
         if (run.checkpoints / checkpoint).exists():
             return run.checkpoints / checkpoint

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
+from lm.report.format import HIDDEN
+
 if TYPE_CHECKING:
     from lm.sampling.text import Piece
 
 
 class Output:
-    """Text to stdout, or to a file that is created at the first text; flushed when 20 ms have passed.
+    """Text to stdout, or to a file that is created at the first text; flushed when 20 ms have passed. A terminal gets
+    no control characters.
 
     The first error, such as a full disk or a closed pipe, is kept in `problem` and all later text is dropped, so that
     the caller can still save a state before it raises the error.
@@ -31,7 +34,7 @@ class Output:
         with self._keep_problem():
             if self._file is None:
                 self._file = open(self._path or os.devnull, "w", encoding="utf-8", newline="")  # noqa: SIM115
-            self._file.write(text)
+            self._file.write(text.translate(HIDDEN) if self._file.isatty() else text)
             if flush or time.perf_counter() - self._flushed > 0.02:
                 self._file.flush()
                 self._flushed = time.perf_counter()

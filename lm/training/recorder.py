@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lm import __version__
 from lm.config.options import COPYING
 from lm.files import UserError
+from lm.report.format import HIDDEN
 from lm.runs.environment import peak_memory
 from lm.runs.folder import Run
 from lm.runs.metrics import AXES
@@ -178,7 +179,7 @@ class Recorder(Callback):
         self.run.append_sample(step, prompt, text)
         streaming = f", {self.latest['val/loss_streaming']:.3f} streaming" if config.eval.streaming else ""
         head = f"--- step {step}: validation loss {self.latest['val/loss']:.3f} windowed{streaming}; a sample ---"
-        tqdm.write(f"\n{head}\n{text.strip()}\n", file=sys.stderr)
+        tqdm.write(f"\n{head}\n{text.strip().translate(HIDDEN)}\n", file=sys.stderr)
         for logger in trainer.loggers:
             logger.log_text("sample", ["step", "prompt", "text"], [[str(step), prompt, text]])  # type: ignore[attr-defined]
 

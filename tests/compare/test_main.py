@@ -42,6 +42,19 @@ def test_a_missing_file_costs_only_what_was_in_it(tmp_path, capsys, missing):
     assert capsys.readouterr().out.count("\na ") >= 1
 
 
+def test_runs_on_different_texts_are_not_ranked(tmp_path, capsys):
+    """Their tables are shown, a sentence that says who is faster is not."""
+    sentences = "times fewer steps", "steps as", "of training:"
+    for name, corpus in (("a", "one.txt"), ("b", "one.txt"), ("c", "other.txt")):
+        fake_run(tmp_path, name, "gru" if name == "a" else "mingru", data={"corpus": corpus})
+    assert compare([str(tmp_path / "[ab]"), "--csv", str(tmp_path / "ab.csv")]) == 0
+    out, err = capsys.readouterr()
+    assert any(sentence in out for sentence in sentences) and err == f"wrote {tmp_path / 'ab.csv'}\n"
+    assert compare([str(tmp_path / "[abc]")]) == 0
+    out, err = capsys.readouterr()
+    assert not any(sentence in out for sentence in sentences) and "not comparable, the corpora differ" in err
+
+
 def test_folders_without_a_run_are_named(tmp_path, capsys):
     fake_run(tmp_path, "a")
     (tmp_path / "empty").mkdir()

@@ -11,6 +11,7 @@ from lm.corpora.tokenizer import CharTokenizer
 from lm.files import UserError
 from lm.runs.checkpoint import CheckpointInfo
 from lm.runs.folder import Run
+from lm.runs.load import locate
 from lm.runs.metrics import HEADER
 
 CONFIG, TOKENIZER = parse(["--name", "a"]), CharTokenizer("abc")
@@ -126,6 +127,11 @@ def test_the_newest_run_is_the_default(tmp_path):
         (tmp_path / name / "config.yaml").write_text("")
         os.utime(tmp_path / name / "config.yaml", (age, age))
     assert Run.find("", str(tmp_path)).path == Path(tmp_path / "new")
+    (tmp_path / "z-old" / "checkpoints").mkdir()
+    (tmp_path / "z-old" / "checkpoints" / "last.ckpt").write_text("")
+    assert Run.find("", str(tmp_path)).path == Path(tmp_path / "new")
+    assert Run.find("", str(tmp_path), "checkpoints/*.ckpt").path == tmp_path / "z-old"
+    assert locate("", str(tmp_path)) == tmp_path / "z-old" / "checkpoints" / "last.ckpt"
     assert Run.find("z-old", str(tmp_path)).path == Run.find(str(tmp_path / "z-old")).path == tmp_path / "z-old"
     with pytest.raises(UserError, match=r"no run z-odl, neither as a path nor in .*; did you mean z-old\?"):
         Run.find("z-odl", str(tmp_path))

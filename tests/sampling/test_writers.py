@@ -106,6 +106,18 @@ def test_a_file_is_created_at_the_first_text_and_holds_it_exactly(tmp_path):
     assert path.read_bytes() == b"one\r\n\xc3\xa9\ntwo" and output.problem is None
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_a_terminal_gets_no_control_characters(monkeypatch):
+    """Which a model of bytes may write, and which move the cursor or change colours there."""
+    master, terminal = os.openpty()
+    with open(terminal, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        output = Output(None)
+        output.write("a\tb\x1b[31m\x00\x9b\u00e9\n", flush=True)
+        assert os.read(master, 100).decode() == "a\tb\ufffd[31m\ufffd\ufffd\u00e9\r\n"
+    os.close(master)
+
+
 def test_text_is_flushed_when_20_milliseconds_have_passed(tmp_path, monkeypatch):
     now = 100.0
     monkeypatch.setattr("time.perf_counter", lambda: now)

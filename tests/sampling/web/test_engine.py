@@ -35,11 +35,7 @@ const floats = (x) => {
 const engines = [];
 performance.mark("ready");
 """
-TEMPLATE = (
-    '<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="<!--POLICY-->">'
-    '<link rel="icon" href="data:,"><style><!--STYLE--></style><script id="data" type="application/json">'
-    "<!--DATA--></script><!--SCRIPTS-->"
-)
+TEMPLATE = '<!--HEAD--><script id="data" type="application/json"><!--DATA--></script><!--SCRIPTS-->'
 
 
 class Engines(Page):
