@@ -242,7 +242,7 @@ class Split(Common):
 
     processes: Annotated[list[Count], Quick([1, 2])] = field(default_factory=lambda: [1, 2, 4])
     """numbers of processes"""
-    context: Annotated[Count, Quick(512)] = 65536
+    context: Annotated[Count, Quick(512)] = 131072
     """characters of the only sequence of a batch"""
     steps: Count = 3
     """steps in one run"""
