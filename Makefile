@@ -97,7 +97,7 @@ BENCHES ?= cell busy "page --pages runs/inside.html" step "step --against af1ce5
 performance: .venv/ready-test
 	mkdir -p runs && $(BIN)/char-lm inspect pretrained --html runs/inside.html > /dev/null
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
-	$(BIN)/char-lm bench corpus --insert docs/scale.md
+	$(BIN)/char-lm bench corpus --repeat 15 --steps 100 --insert docs/scale.md
 	$(BIN)/char-lm bench context --insert docs/scale.md
 	$(BIN)/char-lm bench split --insert docs/scale.md
 	$(BIN)/char-lm bench onnx --insert docs/formats.md
