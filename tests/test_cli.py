@@ -493,6 +493,16 @@ def test_the_boundary_passes_exit_codes_and_bugs_on():
             cli.boundary("char-lm x", mock.Mock(side_effect=bug))
 
 
+def test_waiting_threads_sleep_soon_unless_the_user_has_chosen(monkeypatch, capsys):
+    """What GCC's OpenMP reads when torch is loaded."""
+    for given, expected in (({}, cli.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["--help"]) == 0 and os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_the_command_itself(capsys):
     assert cli.main([]) == cli.main(["--help"]) == 0
     told = capsys.readouterr().out

@@ -106,10 +106,12 @@ class Cell(Timed, Placed):
 
 @dataclass
 class Busy(Cell):
-    """One cell alone, and while another process keeps a core busy."""
+    """One cell alone, and while another process keeps a core busy; and whole trainings, beside two processes too."""
 
     sizes: Annotated[list[str], Quick(["2x64x16"])] = field(default_factory=lambda: ["64x256x768"])
     """B x T x D"""
+    steps: Annotated[Natural, Quick(0)] = 20
+    """steps of each training; 0 leaves them out"""
 
 
 @dataclass
