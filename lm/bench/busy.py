@@ -58,7 +58,7 @@ def train(steps: int, repeat: int) -> list[Row]:
     rows: list[Row] = [{"name": name, **{key: [] for key in OTHERS}} for name in WAITS]
     with tempfile.TemporaryDirectory() as folder:
         for turn, (key, count), row in itertools.product(range(repeat), OTHERS.items(), rows):
-            name = f"{row['name']}-{count}-{turn}"
+            name = f"{rows.index(row)}-{count}-{turn}"
             words = trainings.words_for(Path(folder), name, steps)
             words += "--trainer.accelerator cpu --eval.chars 1000 --eval.sample_chars 0 --log.wandb disabled".split()
             with busy_cores(count):

@@ -46,7 +46,8 @@ def test_trainings_beside_none_one_and_two_processes(bench, monkeypatch):
     assert calls == [(count, spins, "7") for count in (0, 1, 2) for spins in (None, "300000")]
     ours, slow = result["trainings"]
     assert ours["alone"] == [15360] and slow["beside two"] == pytest.approx([256])
-    assert out.rstrip().splitlines()[-2].split() == "ours 15,360 [15,360-15,360] 7,680 [7,680-7,680] 5,120 [5,120-5,120]".split()
+    table = out.rstrip().splitlines()
+    assert table[-2].split() == "ours 15,360 [15,360-15,360] 7,680 [7,680-7,680] 5,120 [5,120-5,120]".split()
 
 
 def test_the_second_half_is_timed_beside_another_process(monkeypatch):
