@@ -214,7 +214,8 @@ def read_run(path: Path) -> RunData:
         _count_characters(run)
     environment = _read_json(path / "environment.json")
     parts = (run.summary.get("device"), environment.get("processor"))
-    run.processor = " ".join(printable(part[:80]) for part in parts if isinstance(part, str) and part)
+    known = [printable(part[:80]) for part in parts if isinstance(part, str) and part]
+    run.processor = " ".join(known) if len(known) == len(parts) else ""  # there is a device from the first validation on
     return run
 
 

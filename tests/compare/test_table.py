@@ -267,6 +267,15 @@ def test_other_alphabets_and_machines_get_a_warning(tmp_path, capsys):
     assert "different machines (cpu processor a, cpu processor b)" in told
 
 
+def test_a_run_that_has_not_said_its_device_yet_is_on_no_other_machine(tmp_path, capsys):
+    for name in "ab":
+        path = fake_run(tmp_path, name)
+        (path / "environment.json").write_text(json.dumps({"processor": "EPYC"}))
+    (path / "summary.json").write_text("{}")
+    compare([str(tmp_path)])
+    assert "different machines" not in capsys.readouterr().err
+
+
 def test_a_run_of_bytes_without_their_number_says_so(tmp_path, capsys):
     """Its losses stay those per byte; with the number they and the counts are those per character."""
     path = run_of(
