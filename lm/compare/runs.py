@@ -215,7 +215,7 @@ def read_run(path: Path) -> RunData:
     environment = _read_json(path / "environment.json")
     parts = (run.summary.get("device"), environment.get("processor"))
     known = [printable(part[:80]) for part in parts if isinstance(part, str) and part]
-    run.processor = " ".join(known) if len(known) == len(parts) else ""  # there is a device from the first validation on
+    run.processor = " ".join(known) if len(known) == len(parts) else ""  # a device only after validation
     return run
 
 
