@@ -23,8 +23,8 @@ GROUP_SECONDS = 60
 def quieten() -> None:
     """Hide Lightning's hints about settings that are meant, and what torch logs of errors that become one line."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("pytorch", "pytorch.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", ".*srun.*"):
         warnings.filterwarnings("ignore", message)
 

@@ -269,21 +269,26 @@ def test_a_loss_that_is_not_a_number_on_one_device_stops_both(tmp_path, corpus):
     assert Run(tmp_path / "broken").newest_checkpoint().step == 10
 
 
-@pytest.mark.slow
-def test_torchrun_on_two_nodes(run_train, tmp_path, corpus):
-    """Two nodes of one device each, both on this machine."""
-    options = ("--trainer.max_steps", "6", "--eval.every", "3", "--log.every", "2")
-    argv = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", "two", *options]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def commands_of_nodes(launcher: str, port: int, words: list[str]) -> list[tuple[list[str], dict[str, str]]]:
+    """The command and the variables that start each of two nodes of one device."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     torchrun += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    if launcher == "torchrun":
+        return [([*torchrun, "--node_rank", str(node), "train.py", *words], {}) for node in range(2)]
+    command = [sys.executable, "train.py", *words, "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [(command, where | {"NODE_RANK": str(node)}) for node in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "Lightning's own"])
+def test_two_nodes(run_train, tmp_path, corpus, unused_port, launcher):
+    """Both on this machine."""
+    options = ("--trainer.max_steps", "6", "--eval.every", "3", "--log.every", "2")
+    words = [*SMALL, "--data.corpus", str(corpus), "--runs", str(tmp_path), "--name", "two", *options]
     nodes = [
-        subprocess.Popen(
-            [*torchrun, "--node_rank", str(node), "train.py", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        for node in range(2)
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stderr=subprocess.PIPE, text=True)
+        for command, variables in commands_of_nodes(launcher, unused_port, words)
     ]
     first, second = (finish(node) for node in nodes)
     assert "finished after 6 steps" in first and "exists already" not in second and "model  " not in second

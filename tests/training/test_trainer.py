@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from lm.config.options import Config, TrainerConfig
 from lm.config.resolve import parse
@@ -19,7 +20,7 @@ def test_the_trainer_has_the_options_of_the_run(tmp_path):
     trainer = make_trainer(parse([*CPU.split(), *options.split()]), Run(tmp_path / "a"), [])
     assert trainer.accumulate_grad_batches == 3 and trainer.val_check_interval == 21
     assert trainer.num_devices == 2 and trainer.num_nodes == 2 and trainer.world_size == 4
-    assert trainer.precision == "bf16-mixed" and type(trainer.strategy).__name__ == "DDPStrategy"
+    assert trainer.precision == "bf16-mixed" and isinstance(trainer.strategy, DDPStrategy)
     assert trainer.strategy.root_device.type == "cpu" and not trainer.loggers
     assert trainer.max_epochs == -1 and trainer.max_steps == -1  # the recorder ends training
     assert trainer.check_val_every_n_epoch is None and trainer.num_sanity_val_steps == 0
