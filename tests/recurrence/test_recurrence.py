@@ -284,10 +284,17 @@ def test_compile_sees_one_operation(backend, name):
 @pytest.mark.parametrize("name", PARTS)
 def test_wrong_shapes(name):
     function, inputs = getattr(recurrence, name), inputs_of(name, 2, 5, 3)
-    with pytest.raises(ValueError, match="h0 of shape"):
+    with pytest.raises(ValueError, match=f"^{name} needs h0 of shape"):
         function(*inputs[:-1], torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="cannot read"):
+    with pytest.raises(ValueError, match=f"^{name} cannot read"):
         function(*(x[:, :0] for x in inputs[:-1]))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_rows_have_contiguous_channels(channels):
+    x = torch.arange(10.0 * channels).view(2, channels, 5).transpose(1, 2)
+    found = portable.rows(x)
+    assert found.equal(x) and found.is_contiguous()
 
 
 # ---------------------------------------------------------------- the choice of a backend

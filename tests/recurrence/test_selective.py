@@ -200,7 +200,8 @@ def test_wrong_shapes_are_named(name):
         recurrence.selective_scan(**inputs)
 
 
-def test_types_are_not_mixed():
-    u, *rest = selective_inputs(2, 5, 3)
-    with pytest.raises(ValueError, match="delta in u's type"):
-        recurrence.selective_scan(u.bfloat16(), *rest)
+@pytest.mark.parametrize("name", ["delta", "B", "C"])
+def test_types_are_not_mixed(name):
+    inputs = dict(zip(SELECTIVE, selective_inputs(2, 5, 3), strict=True))
+    with pytest.raises(ValueError, match=f"needs {name} in u's type"):
+        recurrence.selective_scan(**inputs | {name: inputs[name].bfloat16()})
