@@ -112,6 +112,7 @@ class Busy(Cell):
     """B x T x D"""
     steps: Annotated[Natural, Quick(0)] = 20
     """steps of each training; 0 leaves them out"""
+    repeat: Repeat = 3
 
 
 @dataclass
