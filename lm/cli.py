@@ -30,9 +30,9 @@ COMMANDS = {
     "document": ("lm.report.document", "run a command and put what it prints into a document"),
 }
 """Sub-commands: the module of each, and its line in `char-lm --help`."""
-SPINS = "1000"
+SPINS = "2000"
 """Times that a waiting thread looks again before it sleeps. With 100, waking up costs a fifth of the speed on an idle
-machine; 30,000 are nearly as bad as the library's own number beside other programs."""
+machine, with 1,000 a twentieth; 30,000 are nearly as bad as the library's own number beside other programs."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -52,9 +52,9 @@ def main(words: list[str] | None = None) -> int:
 def share_cores() -> None:
     """Let OpenMP's threads wait for each other awake for microseconds, not milliseconds, and then asleep.
 
-    Awake they keep a core from the thread that they wait for, when another program needs a core too: training was up to
-    18 times as fast with SPINS beside two busy processes, and as fast as before on an idle machine. The library of GCC,
-    which torch has on Linux, reads this when it is loaded; a choice of the user stays.
+    Awake they keep a core from the thread that they wait for, when another program needs a core too. What that costs is
+    in docs/performance.md, by `char-lm bench busy`. The library of GCC, which torch has on Linux, reads this when it is
+    loaded; a choice of the user stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
