@@ -30,7 +30,7 @@ COMMANDS = {
     "document": ("lm.report.document", "run a command and put what it prints into a document"),
 }
 """Sub-commands: the module of each, and its line in `char-lm --help`."""
-SPINS = "2000"
+SPINS = "5000"
 """Times that a waiting thread looks again before it sleeps. With 100, waking up costs a fifth of the speed on an idle
 machine, with 1,000 a twentieth; 30,000 are nearly as bad as the library's own number beside other programs."""
 
