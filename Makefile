@@ -99,7 +99,7 @@ performance: .venv/ready-test
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 	$(BIN)/char-lm bench step --model.width 384 --model.options.convolution 0 --data.batch_size 16 --data.context 256 --steps 30 \
 	  --insert "docs/performance.md#bench step 384"
-	$(BIN)/char-lm bench corpus --repeat 15 --steps 100 --insert docs/scale.md
+	$(BIN)/char-lm bench corpus --insert docs/scale.md
 	$(BIN)/char-lm bench context --insert docs/scale.md
 	$(BIN)/char-lm bench split --insert docs/scale.md
 	$(BIN)/char-lm bench onnx --insert docs/formats.md

@@ -20,8 +20,6 @@ HEADER = ("", "alone ms", "one core busy ms", "times as long")
 OTHERS = {"alone": 0, "beside one process": 1, "beside two": 2}
 WAITS = {"ours": {}, "GOMP_SPINCOUNT=300000": {"GOMP_SPINCOUNT": "300000"}}
 """How threads wait for each other: as the command line sets it, and as GCC's OpenMP does by itself."""
-CHARACTERS = 1536
-"""Of a step with the default options."""
 
 
 @contextlib.contextmanager
@@ -63,7 +61,7 @@ def train(steps: int, repeat: int) -> list[Row]:
             words += "--trainer.accelerator cpu --eval.chars 1000 --eval.sample_chars 0 --log.wandb disabled".split()
             with busy_cores(count):
                 trainings.train_at(trainings.TREE, words, **WAITS[row["name"]])
-            row[key].append(CHARACTERS / trainings.seconds_per_step(Path(folder, name)))
+            row[key].append(trainings.CHARACTERS / trainings.seconds_per_step(Path(folder, name)))
     return rows
 
 

@@ -65,7 +65,9 @@ def make_text(path: Path, size: int) -> None:
             written += file.write("\n\n".join(speeches)[: size - written])
 
 
-def train(folder: Path, name: str, steps: int, characters: int = 1536, more: Sequence[str] = ()) -> dict[str, float]:
+def train(
+    folder: Path, name: str, steps: int, characters: int = trainings.CHARACTERS, more: Sequence[str] = ()
+) -> dict[str, float]:
     """Train on the text in a folder.
 
     Returns the seconds until the first step, the memory in MB (of several processes the most of any), characters/s, and

@@ -218,9 +218,9 @@ class Corpus(Timed, Common):
 
     megabytes: Annotated[list[Count], Quick([1, 3])] = field(default_factory=lambda: [1, 1000, 4000])
     """sizes of the text in 10^6 bytes"""
-    steps: Annotated[Count, Quick(20)] = 300
+    steps: Annotated[Count, Quick(20)] = 100
     """steps in one run"""
-    repeat: Repeat = 5
+    repeat: Repeat = 15
 
 
 @dataclass

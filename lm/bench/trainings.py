@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm.config.options import Config
+from lm.config.options import Config, DataConfig
 from lm.config.resolve import read_words, resolve
 from lm.files import UserError, read_text
 from lm.runs.metrics import read_rows
 
+CHARACTERS = DataConfig.batch_size * DataConfig.context
+"""Of a step with the default options."""
 TREE = Path(__file__).parents[2]
 """The checkout of this program."""
 

@@ -19,6 +19,7 @@ HEAD = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <link rel="icon" href="data:,">"""
+"""What each page begins with, up to its title."""
 
 
 def texts(*files: str) -> list[str]:

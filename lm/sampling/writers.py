@@ -26,6 +26,7 @@ class Output:
         self.problem: OSError | None = None
         self._path, self._flushed = path, 0.0
         self._file: IO[str] | None = None if path else sys.stdout
+        self._terminal = not path and sys.stdout.isatty()
 
     def write(self, text: str, flush: bool = False) -> None:
         """Write some text, at once if `flush`."""
@@ -34,7 +35,7 @@ class Output:
         with self._keep_problem():
             if self._file is None:
                 self._file = open(self._path or os.devnull, "w", encoding="utf-8", newline="")  # noqa: SIM115
-            self._file.write(text.translate(HIDDEN) if self._file.isatty() else text)
+            self._file.write(text.translate(HIDDEN) if self._terminal else text)
             if flush or time.perf_counter() - self._flushed > 0.02:
                 self._file.flush()
                 self._flushed = time.perf_counter()
