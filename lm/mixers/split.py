@@ -50,8 +50,8 @@ def first_state(stretch: Stretch, inputs: Sequence[Tensor], *constants: Tensor) 
     Args:
         stretch: from inputs and constants, the product of the factors of a channel over the inputs' steps, and the
             state that they reach from zero, of the same shape.
-        inputs: of one step each, (B, T, ...).
-        constants: what else has a gradient.
+        inputs: a value for each step, (B, T, ...).
+        constants: what else the stretch depends on, such as weights.
     """
     gathered = gather(torch.stack(_Summary.apply(stretch, len(inputs), *inputs, *constants)))  # type: ignore[no-untyped-call]
     state = NOTHING * gathered[0, 1]
