@@ -16,7 +16,8 @@ from torch.nn.functional import gelu, silu
 from lm.config.options import ModelConfig
 from lm.files import UserError
 from lm.mixers import MIXERS, Mixer, State
-from lm.ops import RMSNorm, squared_relu
+from lm.ops import Linear, RMSNorm, branch_type, squared_relu_mlp
+from lm.ops.branch import MLPBranch
 
 ModelState = tuple[State, ...]
 """One mixer state per layer."""
@@ -29,17 +30,25 @@ class MLP(nn.Module):
         super().__init__()
         self.kind = kind
         hidden = round(width * expansion * (2 / 3 if kind == "swiglu" else 1))
-        self.up = nn.Linear(width, hidden * (2 if kind == "swiglu" else 1), bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = Linear(width, hidden * (2 if kind == "swiglu" else 1), bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
         if self.kind == "relu2":
-            return self.down(squared_relu(x))
+            return squared_relu_mlp(x, self.up.weight, self.down.weight)
+        x = self.up(x)
         if self.kind == "gelu":
             return self.down(gelu(x))
         gate, x = x.chunk(2, dim=-1)
         return self.down(silu(gate) * x)
+
+    def branch(self, x: Tensor, norm: RMSNorm, dropout: nn.Dropout) -> Tensor:
+        """x + dropout(forward(norm(x)))."""
+        drops = dropout.training and dropout.p > 0
+        dtype = None if drops or self.kind != "relu2" else branch_type(x, [self.up, self.down], [norm.weight])
+        if dtype is None:
+            return x + dropout(self(norm(x)))
+        return MLPBranch.apply(dtype, norm.epsilon, x.contiguous(), norm.weight, self.up.weight, self.down.weight)
 
 
 class Block(nn.Module):
@@ -57,8 +66,8 @@ class Block(nn.Module):
         return self.mixer.init_state(batch)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        y, state = self.mixer(self.norm_mixer(x), state)
-        return self._add_mlp(x + self.dropout(y)), state
+        x, state = self.mixer.branch(x, state, self.norm_mixer, self.dropout)
+        return self._add_mlp(x), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.mixer.step(self.norm_mixer(x), state)
@@ -67,7 +76,7 @@ class Block(nn.Module):
     def _add_mlp(self, x: Tensor) -> Tensor:
         if self.mlp is None or self.norm_mlp is None:
             return x
-        return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return self.mlp.branch(x, self.norm_mlp, self.dropout)
 
 
 class LanguageModel(nn.Module):
@@ -85,7 +94,7 @@ class LanguageModel(nn.Module):
         blocks = [Block(mixer, config) for mixer in make_mixers(config)]
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # for mypy
         self.norm = RMSNorm(config.width)
-        self.head = nn.Linear(config.width, vocabulary, bias=False)
+        self.head = Linear(config.width, vocabulary, bias=False)
         self._init_weights(config.residual_init)
 
     def _init_weights(self, residual_init: float) -> None:

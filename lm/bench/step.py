@@ -88,7 +88,7 @@ def train_in_parts(config: Config, device: torch.device, dtype: torch.dtype) -> 
             watch.lap("forward")
             loss.backward()
             watch.lap("backward")
-        clip_gradients(model, config.optim.clip)
+        clip_gradients(optimizer, config.optim.clip)
         watch.lap("clipping")
         optimizer.step()
         optimizer.zero_grad()

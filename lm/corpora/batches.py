@@ -11,6 +11,8 @@ import numpy as np
 
 Piece = tuple[np.ndarray, np.ndarray]
 """Inputs and targets, both (B, T) int64; in a text, each target is the character after its input."""
+PLACES = 4096
+"""Windows whose order is computed at a time: a few at each step would take longer."""
 
 
 def shuffled_windows(ids: np.ndarray, context: int, seed: int, step: int, rows: range, batch_size: int) -> Piece:
@@ -19,20 +21,21 @@ def shuffled_windows(ids: np.ndarray, context: int, seed: int, step: int, rows: 
     An epoch cuts the text into consecutive windows, from a random offset, and reads them in random order.
     """
     count = pieces_in(len(ids), context)
-    places = step * batch_size + np.arange(rows.start, rows.stop)  # in the order of all epochs
-    starts: list[int] = []
-    for epoch in np.unique(places // count).tolist():
-        offset, keys = _epoch(seed, epoch, len(ids) - count * context)
-        windows = permute(places[places // count == epoch] % count, count, keys)
-        starts += (offset + windows * context).tolist()
+    starts = []
+    for row in rows:
+        epoch, place = divmod(step * batch_size + row, count)
+        starts.append(_starts(len(ids), context, seed, epoch, place // PLACES)[place % PLACES])
     return _cut(ids, starts, context)
 
 
 @functools.lru_cache(maxsize=16)
-def _epoch(seed: int, epoch: int, offsets: int) -> tuple[int, np.ndarray]:
-    """The offset of an epoch, below `offsets`, and the keys of its permutation."""
+def _starts(length: int, context: int, seed: int, epoch: int, block: int) -> np.ndarray:
+    """Where the windows of an epoch start, in the order in which it reads them: the windows of one block of PLACES."""
+    count = pieces_in(length, context)
     random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 2, epoch, 0]))
-    return int(random.integers(offsets)), random.integers(2**64, size=8, dtype=np.uint64)
+    offset, keys = int(random.integers(length - count * context)), random.integers(2**64, size=8, dtype=np.uint64)
+    places = np.arange(block * PLACES, min(count, (block + 1) * PLACES))
+    return offset + permute(places, count, keys) * context
 
 
 def permute(places: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
@@ -133,6 +136,7 @@ def spread(ids: np.ndarray, characters: int, stretches: int = 16) -> np.ndarray:
     return np.concatenate([ids[start : start + length] for start, length in zip(starts, lengths, strict=True)])
 
 
-def _cut(ids: np.ndarray, starts: list[int], length: int) -> Piece:
-    rows = np.stack([ids[start : start + length + 1] for start in starts]).astype(np.int64)
+def _cut(ids: np.ndarray, starts: Sequence[int], length: int) -> Piece:
+    places = np.asarray(starts)[:, None] + np.arange(length + 1)
+    rows = np.asarray(ids)[places].astype(np.int64)  # a memory-mapped array would make each access one of Python's
     return rows[:, :-1], rows[:, 1:]

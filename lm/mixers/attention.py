@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from lm.mixers.base import Mixer, State
-from lm.ops import rms_norm
+from lm.ops import Linear, rms_norm
 
 
 def rotation(position: Tensor, x: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ class Attention(Mixer):
         if width % (2 * self.heads):
             raise ValueError(f"width {width} cannot be cut into {self.heads} heads of even size")
         self.window = window
-        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.output = nn.Linear(width, width, bias=False)
+        self.query_key_value = Linear(width, 3 * width, bias=False)
+        self.output = Linear(width, width, bias=False)
         self.learned = nn.Parameter(torch.randn(window, width)) if positions == "learned" else None
         if self.learned is None:
             self.query_scale = nn.Parameter(torch.ones(width // self.heads))

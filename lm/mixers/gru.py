@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.mixers.base import Mixer, State
+from lm.ops import Linear
 from lm.recurrence.portable import compute_type, widen
 
 
@@ -33,7 +34,7 @@ class GRU(Mixer):
         super().__init__()
         self.hidden = round(width * expansion)
         bias = self.make_cell(width)
-        self.down = nn.Linear(self.hidden, width) if self.hidden != width else nn.Identity()
+        self.down = Linear(self.hidden, width) if self.hidden != width else nn.Identity()
         with torch.no_grad():
             bias[self.hidden : 2 * self.hidden] = gate_bias  # of the GRU's z, the LSTM's f
 
@@ -62,8 +63,8 @@ class GRUReference(GRU):
     """The same function as `GRU`, one step at a time, with weights laid out as in torch.nn.GRU."""
 
     def make_cell(self, width: int) -> Tensor:
-        self.input = nn.Linear(width, self.gates * self.hidden)
-        self.recurrent = nn.Linear(self.hidden, self.gates * self.hidden)
+        self.input = Linear(width, self.gates * self.hidden)
+        self.recurrent = Linear(self.hidden, self.gates * self.hidden)
         nn.init.zeros_(self.input.bias)
         nn.init.zeros_(self.recurrent.bias)
         return self.input.bias

@@ -14,6 +14,7 @@ from torch.nn.functional import silu, softplus
 
 from lm.mixers.base import CausalConvolution, Mixer, State
 from lm.mixers.split import first_state, is_split, last_inputs
+from lm.ops import Linear
 from lm.recurrence import selective_scan
 from lm.recurrence.portable import compute_type, widen
 
@@ -34,13 +35,13 @@ class Mamba(Mixer):
         super().__init__()
         self.inner = round(width * expansion)
         self.d_state, self.rank = d_state, math.ceil(width / 16)
-        self.projection = nn.Linear(width, 2 * self.inner, bias=False)
+        self.projection = Linear(width, 2 * self.inner, bias=False)
         self.convolution = CausalConvolution(self.inner, convolution) if convolution else None
-        self.selection = nn.Linear(self.inner, self.rank + 2 * d_state, bias=False)
-        self.dt = nn.Linear(self.rank, self.inner)
+        self.selection = Linear(self.inner, self.rank + 2 * d_state, bias=False)
+        self.dt = Linear(self.rank, self.inner)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log()[:, None].repeat(1, self.inner))  # (N, E)
         self.skip = nn.Parameter(torch.ones(self.inner))
-        self.output = nn.Linear(self.inner, width, bias=False)
+        self.output = Linear(self.inner, width, bias=False)
         self._init_weights()
 
     @torch.no_grad()

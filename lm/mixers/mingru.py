@@ -11,8 +11,10 @@ from torch.nn.functional import softplus
 
 from lm.mixers.base import CausalConvolution, Mixer, State
 from lm.mixers.split import first_state, is_split, last_inputs
+from lm.ops import Linear, RMSNorm, branch_type
+from lm.ops.branch import CellBranch
 from lm.recurrence import mingru_scan
-from lm.recurrence.portable import compute_type, g, gate_logits, widen
+from lm.recurrence.portable import Kind, compute_type, g, gate_logits, widen
 
 
 class MinGRU(Mixer):
@@ -28,14 +30,15 @@ class MinGRU(Mixer):
     """
 
     gates = 1
+    kind = Kind.MINGRU
     scan = staticmethod(mingru_scan)
 
     def __init__(self, width: int, expansion: float = 2.0, convolution: int = 4, gate_bias: float = 0.0) -> None:
         super().__init__()
         self.hidden = round(width * expansion)
         self.convolution = CausalConvolution(width, convolution) if convolution else None
-        self.projection = nn.Linear(width, (self.gates + 1) * self.hidden)
-        self.down = nn.Linear(self.hidden, width) if self.hidden != width else nn.Identity()
+        self.projection = Linear(width, (self.gates + 1) * self.hidden)
+        self.down = Linear(self.hidden, width) if self.hidden != width else nn.Identity()
         nn.init.zeros_(self.projection.bias)
         self.bias_gates(gate_bias)
 
@@ -62,6 +65,28 @@ class MinGRU(Mixer):
             h0 = first_state(self._stretch, [projection])
         h, h_last = self.scan(projection, h0)
         return self.down(h), (h_last, *kept)
+
+    def branch(self, x: Tensor, state: State | None, norm: RMSNorm, dropout: nn.Dropout) -> tuple[Tensor, State]:
+        if (dtype := self._fused_type(x, norm, dropout)) is None or isinstance(self.down, nn.Identity):
+            return super().branch(x, state, norm, dropout)
+        h0, *past = state if state is not None else (None, None)
+        taps, up, down = self.convolution, self.projection, self.down
+        y, *kept = CellBranch.apply(
+            *(dtype, norm.epsilon, self.kind, x.contiguous(), h0, past[0] if past else None, norm.weight),
+            *((None, None) if taps is None else (taps.weight, taps.bias)),
+            *(up.weight, up.bias, down.weight, down.bias),
+        )
+        return y, tuple(tensor for tensor in kept if tensor is not None)
+
+    def _fused_type(self, x: Tensor, norm: RMSNorm, dropout: nn.Dropout) -> torch.dtype | None:
+        """The type in which `CellBranch` is to multiply; None where `forward` is to be used."""
+        others, taps = [norm.weight], self.convolution
+        if taps is not None:
+            others += [taps.weight, taps.bias]
+        drops, long = dropout.training and dropout.p > 0, taps is not None and taps.size > x.shape[1]
+        if drops or long or is_split() or not isinstance(self.down, Linear):
+            return None
+        return branch_type(x, [self.projection, self.down], others)
 
     def _stretch(self, projection: Tensor) -> tuple[Tensor, Tensor]:
         """What `first_state` needs: the product of 1 - z, and the last state, both (B, expansion * D)."""

@@ -9,12 +9,14 @@ import torch
 
 from lm.mixers.mingru import MinGRU
 from lm.recurrence import minlstm_scan
+from lm.recurrence.portable import Kind
 
 
 class MinLSTM(MinGRU):
     """[convolution ->] projection -> minLSTM scan [-> down-projection]. Arguments and state as in `MinGRU`."""
 
     gates = 2
+    kind = Kind.MINLSTM
     scan = staticmethod(minlstm_scan)
 
     @torch.no_grad()

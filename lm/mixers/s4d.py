@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from lm.mixers.base import Mixer, State
+from lm.ops import Linear
 from lm.recurrence.portable import compute_type, widen
 
 CHUNK = 512
@@ -39,7 +40,7 @@ class S4D(Mixer):
         self.A_imag = nn.Parameter(math.pi * torch.arange(float(N)).repeat(width, 1))
         self.C = nn.Parameter(torch.randn(width, d_state) * 0.5**0.5)  # complex normal of variance 1
         self.skip = nn.Parameter(torch.randn(width))
-        self.output = nn.Linear(width, 2 * width)
+        self.output = Linear(width, 2 * width)
 
     def init_state(self, batch: int) -> State:
         return (self.C.new_zeros(batch, *self.C.shape, dtype=compute_type(self.C)),)

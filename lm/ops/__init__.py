@@ -1,22 +1,39 @@
-"""Element-wise operations of a block that PyTorch does in several passes, and the choice of their kernels.
+"""Operations of a block that PyTorch does in several passes or slowly, and the choice of their kernels.
 
     rms_norm(x, weight, eps)                    y = weight x / sqrt(mean(x^2) + eps)
     squared_relu(x)                             y = max(x, 0)^2
     causal_convolution(x, past, weight, bias)   y_t = bias + sum over k < K of weight_k x_{t - K + 1 + k}
+    cross_entropy(logits, targets)              mean of log(sum over v of exp(x_v)) - x_target
+    linear(x, weight, bias)                     y = x weight' + bias
+    squared_relu_mlp(x, up, down)               y = max(x up', 0)^2 down'
 
-On a CPU each is one pass over a sequence, forward and backward (elementwise.c). PyTorch's operations compute single
-steps, for which a native call takes longer, and everything on other devices, under torch.compile and torch.func, and
-where the types or a missing compiler leave no choice. The native kernels can be differentiated once. Their results do
-not depend on the number of threads.
+On a CPU the first four are one or two passes over a sequence, forward and backward (elementwise.c), the others products
+of matrices with what is between them (affine.c); `lm.ops.branch` joins them to whole residual branches. PyTorch's
+operations compute single steps, for which a native call takes longer, and everything on other devices, under
+torch.compile and torch.func, and where types, sizes or a missing compiler leave no choice. The native kernels can be
+differentiated once. Their results do not depend on the number of threads.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from lm.native.choice import choose
-from lm.ops import cpu, portable
+from lm.native.choice import TYPES, choose
+from lm.ops import affine, cpu, portable
 
-__all__ = ["RMSNorm", "causal_convolution", "rms_norm", "squared_relu"]
+__all__ = [
+    "Linear",
+    "RMSNorm",
+    "branch_type",
+    "causal_convolution",
+    "cross_entropy",
+    "linear",
+    "rms_norm",
+    "squared_relu",
+    "squared_relu_mlp",
+]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None) -> Tensor:
@@ -37,6 +54,43 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None) -> Tensor:
     if dtype is not None and _native(x, weight):
         return cpu.rms_norm(x, weight, eps, dtype)
     return portable.rms_norm(x, weight, eps, dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`: y = x weight' + bias, under autocast in its type.
+
+    Args:
+        x: (..., K).
+        weight: (M, K).
+        bias: (M).
+    """
+    dtype = _matrix_type(x)
+    weights = (weight,) if bias is None else (weight, bias)
+    if _native(x, *weights) and _multiplies(x, dtype, weight, multiple=2 if bias is None else 0):
+        return affine.linear(x.to(dtype), weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """max(x up', 0)^2 down', as two calls of `linear`; x (..., K), up (H, K), down (M, H)."""
+    dtype = _matrix_type(x)
+    if _native(x, up, down) and _multiplies(x, dtype, up) and _multiplies(x, dtype, down):
+        return affine.squared_relu_mlp(x.to(dtype), up, down)
+    return linear(squared_relu(linear(x, up)), down)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+    """Mean negative log-likelihood in nats, in float32, of targets (...) under logits (..., V) of any type.
+
+    Args:
+        ignored: the value of targets that are left out; without any others the result is NaN.
+
+    Raises:
+        IndexError: a target is none of the V.
+    """
+    if targets.dtype == torch.int64 and type(targets) is Tensor and targets.device == logits.device and _native(logits):
+        return cpu.cross_entropy(logits, targets, ignored)
+    return functional.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=ignored)
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -85,14 +139,59 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, width: int) -> None:
         super().__init__(width)
 
+    @property
+    def epsilon(self) -> float:
+        """What is added to the mean square of float32."""
+        return torch.finfo(torch.float32).eps if self.eps is None else self.eps
+
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+class Linear(nn.Linear):
+    """`linear` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def branch_type(x: Tensor, maps: Sequence[Linear], others: Sequence[Tensor]) -> torch.dtype | None:
+    """The type in which `lm.ops.branch` is to multiply, for a branch of these maps and other parameters that reads x.
+
+    None where it is not to be used: where no gradients will be asked for, single steps, and where kernels are missing.
+    """
+    dtype = _matrix_type(x)
+    weights = [p for map in maps for p in (map.weight, map.bias) if p is not None]
+    if not torch.is_grad_enabled() or x.dtype != torch.float32 or not _native(x, *others, *weights):
+        return None
+    return dtype if all(_multiplies(x, dtype, map.weight) for map in maps) else None
 
 
 def _autocast_type(x: Tensor) -> torch.dtype:
     """The type in which a projection would read x."""
     autocast = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
     return torch.get_autocast_dtype("cpu") if autocast else x.dtype
+
+
+def _matrix_type(x: Tensor) -> torch.dtype:
+    """The type in which x is multiplied by a matrix."""
+    autocast = x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if autocast else x.dtype
+
+
+def _multiplies(x: Tensor, dtype: torch.dtype, weight: Tensor, multiple: int = 0) -> bool:
+    """Whether native kernels are there for the product of x, brought to this type, and a matrix of this size.
+
+    Args:
+        multiple: of what the number of outputs must be a multiple; by default as that of inputs.
+    """
+    readable = x.dtype == torch.float32 or (x.dtype == dtype and torch.is_autocast_enabled("cpu"))
+    if x.dim() < 3 or x.shape[1] < affine.SHORTEST or not readable:
+        return False
+    if dtype not in TYPES or choose(x, portable, affine) is not affine:
+        return False
+    columns, (outputs, inputs) = affine.columns(dtype), weight.shape
+    return columns > 0 and inputs % columns == 0 and outputs % (multiple or columns) == 0
 
 
 def _native(x: Tensor, *weights: Tensor) -> bool:

@@ -24,7 +24,7 @@ class Norm(ctypes.Structure):
         *((name, c_int32) for name in ("type", "y_type", "threads")),
         ("eps", c_float),
         *((name, c_int64) for name in "ND"),
-        *((name, c_void_p) for name in ("x", "weight", "y", "scale", "grad_y", "grad_x", "grad_weight")),
+        *((name, c_void_p) for name in ("x", "weight", "y", "scale", "grad_y", "residual", "grad_x", "grad_weight")),
     ]
 
 
@@ -49,6 +49,17 @@ class Convolution(ctypes.Structure):
     ]
 
 
+class Entropy(ctypes.Structure):
+    """`entropy` of elementwise.c."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("type", "threads")),
+        *((name, c_int64) for name in ("N", "V", "ignored")),
+        *((name, c_void_p) for name in ("x", "targets", "losses", "largest", "log_sums", "grad_x")),
+        ("grad", c_float),
+    ]
+
+
 library = Library(
     Path(__file__).with_name("elementwise.c"),
     norm_forward=(None, POINTER(Norm)),
@@ -56,6 +67,8 @@ library = Library(
     relu2_apply=(None, POINTER(Relu2)),
     convolution_forward=(None, POINTER(Convolution)),
     convolution_backward=(c_int, POINTER(Convolution)),
+    entropy_forward=(c_int64, POINTER(Entropy), POINTER(c_float)),
+    entropy_backward=(None, POINTER(Entropy)),
 )
 
 
@@ -75,14 +88,15 @@ def causal_convolution(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) ->
     return _CausalConvolution.apply(x, past, weight.contiguous(), bias.contiguous())
 
 
+def cross_entropy(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """See `lm.ops.cross_entropy`."""
+    return _CrossEntropy.apply(logits.contiguous(), targets.contiguous(), ignored)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        y = empty(x.new_empty(0, dtype=dtype), x.shape)
-        scale = x.new_empty(x.shape[:-1], dtype=torch.float32)
-        call = _norm(x, weight, scale, dtype)
-        call.eps, call.y = eps, y.data_ptr()
-        library().norm_forward(call)
+        y, scale = norm_forward(x, weight, eps, dtype)
         ctx.save_for_backward(x, weight, scale)
         return y
 
@@ -90,12 +104,29 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y: Tensor):
         x, weight, scale = ctx.saved_tensors
-        grad_y = grad_y.contiguous()
-        grad_x, grad_weight = empty(x), torch.empty_like(weight)
-        call = _norm(x, weight, scale, grad_y.dtype)
-        call.grad_y, call.grad_x, call.grad_weight = (y.data_ptr() for y in (grad_y, grad_x, grad_weight))
-        _check(library().norm_backward(call))
-        return grad_x, grad_weight, None, None
+        return *norm_backward(x, weight, scale, grad_y.contiguous()), None, None
+
+
+def norm_forward(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """y, and 1 / sqrt(mean(x^2) + eps), which backward needs. All tensors are contiguous."""
+    y = empty(x, dtype=dtype)
+    scale = torch.empty(x.shape[:-1], dtype=torch.float32, device="cpu")
+    call = _norm(x, weight, scale, dtype)
+    call.eps, call.y = eps, y.data_ptr()
+    library().norm_forward(call)
+    return y, scale
+
+
+def norm_backward(
+    x: Tensor, weight: Tensor, scale: Tensor, grad_y: Tensor, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x, to which `residual` is added, and of the weights."""
+    grad_x, grad_weight = empty(x), torch.empty_like(weight)
+    call = _norm(x, weight, scale, grad_y.dtype)
+    call.grad_y, call.grad_x, call.grad_weight = (y.data_ptr() for y in (grad_y, grad_x, grad_weight))
+    call.residual = None if residual is None else residual.data_ptr()
+    _check(library().norm_backward(call))
+    return grad_x, grad_weight
 
 
 def _norm(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Norm:
@@ -130,32 +161,73 @@ def _relu2(x: Tensor, grad_y: Tensor | None) -> Tensor:
 class _CausalConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x, past, y = rows(x), rows(past), empty(x)
-        call = _convolution(x, past, weight)
-        call.y, call.bias = view(y), bias.data_ptr()
-        library().convolution_forward(call)
+        x, past = rows(x), rows(past)
         ctx.save_for_backward(x, past, weight)
-        return y
+        return convolution_forward(x, past, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: Tensor):
         x, past, weight = ctx.saved_tensors
-        K, D = weight.shape
-        grad_y, grad_x, grad_weights = rows(grad_y), empty(x), weight.new_empty(K + 1, D)
-        grad_past = empty(past) if ctx.needs_input_grad[1] else None
-        call = _convolution(x, past, weight)
-        call.grad_y, call.grad_x, call.grad_weights = view(grad_y), view(grad_x), grad_weights.data_ptr()
-        if grad_past is not None:
-            call.grad_past = view(grad_past)
-        _check(library().convolution_backward(call))
-        return grad_x, grad_past, grad_weights[:-1], grad_weights[-1]
+        return convolution_backward(x, past, weight, rows(grad_y), ctx.needs_input_grad[1])
+
+
+def convolution_forward(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """y. The channels of x and past are contiguous, weights and bias entirely."""
+    y = empty(x)
+    call = _convolution(x, past, weight)
+    call.y, call.bias = view(y), bias.data_ptr()
+    library().convolution_forward(call)
+    return y
+
+
+def convolution_backward(
+    x: Tensor, past: Tensor, weight: Tensor, grad_y: Tensor, wants_past: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradients of x, of past if it is wanted, of the weights and of the bias."""
+    K, D = weight.shape
+    grad_x, grad_past, grad_weights = empty(x), empty(past) if wants_past else None, weight.new_empty(K + 1, D)
+    call = _convolution(x, past, weight)
+    call.grad_y, call.grad_x, call.grad_weights = view(grad_y), view(grad_x), grad_weights.data_ptr()
+    if grad_past is not None:
+        call.grad_past = view(grad_past)
+    _check(library().convolution_backward(call))
+    return grad_x, grad_past, grad_weights[:-1], grad_weights[-1]
 
 
 def _convolution(x: Tensor, past: Tensor, weight: Tensor) -> Convolution:
     """What forward and backward share."""
     call = Convolution(TYPES[x.dtype], thread_count(x.numel()), *x.shape, weight.shape[0], view(x), view(past))
     call.weight = weight.data_ptr()
+    return call
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+        sums = torch.empty((3, targets.numel()), dtype=torch.float32, device="cpu")
+        call, mean = _entropy(logits, targets, ignored, sums), c_float()
+        ctx.count, ctx.ignored = library().entropy_forward(call, mean), ignored
+        if ctx.count < 0:
+            raise IndexError(f"a target is none of the {logits.shape[-1]}")
+        ctx.save_for_backward(logits, targets, sums)
+        return torch.tensor(mean.value, device="cpu")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        logits, targets, sums = ctx.saved_tensors
+        grad_logits, call = empty(logits), _entropy(logits, targets, ctx.ignored, sums)
+        call.grad_x, call.grad = grad_logits.data_ptr(), grad.item() / max(1, ctx.count)
+        library().entropy_backward(call)
+        return grad_logits, None, None
+
+
+def _entropy(logits: Tensor, targets: Tensor, ignored: int, sums: Tensor) -> Entropy:
+    """What forward and backward share."""
+    call = Entropy(TYPES[logits.dtype], thread_count(logits.numel()), targets.numel(), logits.shape[-1], ignored)
+    call.x, call.targets = logits.data_ptr(), targets.data_ptr()
+    call.losses, call.largest, call.log_sums = (y.data_ptr() for y in sums)
     return call
 
 

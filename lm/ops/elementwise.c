@@ -1,4 +1,4 @@
-/* The element-wise operations of a block, each in one pass: RMS norm, squared ReLU, causal convolution.
+/* Operations of few passes: RMS norm, squared ReLU, causal convolution, cross-entropy.
  *
  * Rows are read and written in tiles of channels, as floats. Gradients of weights are sums over all rows; they are made
  * in CHUNKS parts and then added up, so that they do not depend on the number of threads.
@@ -32,6 +32,7 @@ typedef struct {
     char *y;
     float *scale; /* (N), 1 / sqrt(mean(x^2) + eps) */
     const char *grad_y;
+    const char *residual; /* of x's type, added to grad_x; or null */
     char *grad_x;
     float *grad_weight;
 } norm;
@@ -59,7 +60,8 @@ void norm_forward(const norm *c) {
 
 /* With u = x scale and g = weight grad_y: grad_x = scale (g - u mean(u g)), grad_weight = sum over rows of u grad_y. */
 static void norm_backward_row(const norm *c, int64_t r, float *grad_weight) {
-    float x_buffer[TILE], g_buffer[TILE], grad_buffer[TILE], sum = 0;
+    static const float zero[TILE];
+    float x_buffer[TILE], g_buffer[TILE], residual_buffer[TILE], grad_buffer[TILE], sum = 0;
     const float scale = c->scale[r];
     for (int64_t d = 0; d < c->D; d += TILE) {
         const int n = tile_size(c->D, d);
@@ -73,11 +75,12 @@ static void norm_backward_row(const norm *c, int64_t r, float *grad_weight) {
         const int n = tile_size(c->D, d);
         const float *x = read(c->type, element(c->type, c->x, r * c->D + d), n, x_buffer), *w = c->weight + d;
         const float *g = read(c->y_type, element(c->y_type, c->grad_y, r * c->D + d), n, g_buffer);
+        const float *more = c->residual ? read(c->type, element(c->type, c->residual, r * c->D + d), n, residual_buffer) : zero;
         float *total = grad_weight + d;
         output grad = open_row(c->type, element(c->type, c->grad_x, r * c->D + d), grad_buffer);
         LOOP(n) {
             float u = x[j] * scale;
-            grad.values[j] = scale * (w[j] * g[j] - u * mean);
+            grad.values[j] = more[j] + scale * (w[j] * g[j] - u * mean);
             total[j] += u * g[j];
         }
         store(c->type, grad, n);
@@ -208,4 +211,67 @@ int convolution_backward(const convolution *c) {
     add_up(parts, size, c->grad_weights);
     free(parts);
     return 0;
+}
+
+/* ---- cross-entropy: log(sum over v of exp(x_v - m)) - (x_target - m), for the largest x, m ---- */
+
+typedef struct {
+    int32_t type, threads;
+    int64_t N, V, ignored;
+    const char *x;
+    const int64_t *targets;
+    float *losses, *largest, *log_sums; /* (N) */
+    char *grad_x;
+    float grad; /* of the loss of one target */
+} entropy;
+
+static void entropy_row(const entropy *c, int64_t r) {
+    float buffer[TILE], largest = -INFINITY, sum = 0;
+    for (int64_t v = 0; v < c->V; v += TILE) {
+        const int n = tile_size(c->V, v);
+        const float *x = read(c->type, element(c->type, c->x, r * c->V + v), n, buffer);
+#pragma omp simd reduction(max : largest)
+        for (int j = 0; j < n; j++) largest = x[j] > largest ? x[j] : largest;
+    }
+    for (int64_t v = 0; v < c->V; v += TILE) {
+        const int n = tile_size(c->V, v);
+        const float *x = read(c->type, element(c->type, c->x, r * c->V + v), n, buffer);
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < n; j++) sum += exp_negative(x[j] - largest);
+    }
+    c->largest[r] = largest, c->log_sums[r] = logf(sum);
+    if (c->targets[r] == c->ignored) return;
+    c->losses[r] = c->log_sums[r] - (*read(c->type, element(c->type, c->x, r * c->V + c->targets[r]), 1, buffer) - largest);
+}
+
+/* Returns the number of targets that count, and writes their mean; or -1 if one is none of the V. */
+int64_t entropy_forward(const entropy *c, float *mean) {
+    int64_t count = 0;
+    for (int64_t r = 0; r < c->N; r++) {
+        if (c->targets[r] == c->ignored) continue;
+        if (c->targets[r] < 0 || c->targets[r] >= c->V) return -1;
+        count++;
+    }
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int64_t r = 0; r < c->N; r++) entropy_row(c, r);
+    double sum = 0;
+    for (int64_t r = 0; r < c->N; r++) sum += c->targets[r] == c->ignored ? 0 : c->losses[r];
+    *mean = sum / count;
+    return count;
+}
+
+void entropy_backward(const entropy *c) {
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int64_t r = 0; r < c->N; r++) {
+        float x_buffer[TILE], grad_buffer[TILE];
+        const float scale = c->targets[r] == c->ignored ? 0 : c->grad, largest = c->largest[r], log_sum = c->log_sums[r];
+        for (int64_t v = 0; v < c->V; v += TILE) {
+            const int n = tile_size(c->V, v);
+            const float *x = read(c->type, element(c->type, c->x, r * c->V + v), n, x_buffer);
+            output grad = open_row(c->type, element(c->type, c->grad_x, r * c->V + v), grad_buffer);
+            LOOP(n) grad.values[j] = scale * exp_negative(minimum(x[j] - largest - log_sum, 0));
+            if (c->targets[r] >= v && c->targets[r] < v + n) grad.values[c->targets[r] - v] -= scale;
+            store(c->type, grad, n);
+        }
+    }
 }

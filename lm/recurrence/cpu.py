@@ -53,15 +53,22 @@ def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Te
 
 
 def scan_backward(
-    kind: Kind, x: Tensor, grads: Sequence[Tensor], h: Tensor, h0: Tensor | None, grad_h: Tensor, grad_last: Tensor
+    kind: Kind,
+    x: Tensor,
+    grads: Sequence[Tensor],
+    h: Tensor,
+    h0: Tensor | None,
+    grad_h: Tensor,
+    grad_last: Tensor | None,
 ) -> Tensor:
     """The gradient of h0, and those of the inputs into `grads`; see `lm.recurrence.portable.scan_backward`."""
     inputs = [rows(part) for part in kind.split([x, x])]  # of the linear scan, the kernel reads two and uses a alone
-    h, grad_h, grad_last = rows(h), rows(grad_h), grad_last.contiguous()
+    h, grad_h = rows(h), rows(grad_h)
+    grad_last = None if grad_last is None else grad_last.contiguous()
     h0 = None if h0 is None else h0.contiguous()
     call, grad_h0 = _call(kind, inputs, h, h0)
     call.backward = 1
-    call.first = grad_last.data_ptr()
+    call.first = None if grad_last is None else grad_last.data_ptr()
     call.grad_h = view(grad_h)
     call.grad = (View * 3)(*map(view, kind.split(grads)))
     _scan(call)
@@ -101,13 +108,13 @@ class Pool:
         self._returned: deque[Tensor] = deque()
         self._lock = threading.Lock()  # of `idle`
 
-    def empty(self, like: Tensor, shape: torch.Size) -> Tensor:
-        """As `like.new_empty(shape)`; the memory returns to the pool when nothing refers to it any more."""
-        size = shape.numel() * like.itemsize
+    def empty(self, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+        """As `torch.empty`; the memory returns to the pool when nothing refers to it any more."""
+        size = shape.numel() * dtype.itemsize
         block = self._take(size)
         buffer = (ctypes.c_char * size).from_address(block.data_ptr())
         weakref.finalize(buffer, self._give, block).atexit = False
-        return torch.frombuffer(buffer, dtype=like.dtype).view(shape)
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
     def _take(self, size: int) -> Tensor:
         with self._lock:
@@ -136,8 +143,9 @@ class Pool:
 _pool = Pool(limit=1 << 30)
 
 
-def empty(like: Tensor, shape: torch.Size | None = None) -> Tensor:
-    """An uninitialised, contiguous tensor of the type of `like`, and by default its shape; large ones from the pool."""
-    shape = like.shape if shape is None else shape
-    small = shape.numel() * like.itemsize < LARGE
-    return like.new_empty(shape) if small else _pool.empty(like, shape)
+def empty(like: Tensor, shape: torch.Size | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised, contiguous tensor, by default of the shape and type of `like`; large ones from the pool."""
+    shape, dtype = like.shape if shape is None else shape, like.dtype if dtype is None else dtype
+    if shape.numel() * dtype.itemsize < LARGE:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return _pool.empty(dtype, shape)

@@ -51,7 +51,7 @@ def train(model: LanguageModel, corpus: Corpus | Copying, config: Config) -> Ite
             part_loss = training_loss(model, batch, states, config) / parts
             part_loss.backward()
             loss += part_loss.item()
-        clip_gradients(model, config.optim.clip)
+        clip_gradients(optimizer, config.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
         yield loss
@@ -60,7 +60,10 @@ def train(model: LanguageModel, corpus: Corpus | Copying, config: Config) -> Ite
 def seed_part(seed: int, step: int, part: int, rank: int = 0) -> None:
     """Seed torch's generators, from which dropout draws: a step does not depend on the steps before it."""
     state = np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0] >> 1))
+    number = int(state[0] >> 1)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed also formats a traceback where no GPU is in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
 
 
 def make_batch(

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div
 
 from lm.corpora.batches import Piece, Windows, stream
 from lm.corpora.copying import IGNORED, Copying
 from lm.model import Ensemble, LanguageModel
+from lm.ops import cross_entropy
 
 CHUNK = 2**16
 """Characters of a sequence that are scored at a time, its state carried on: memory stays bounded."""
@@ -18,7 +19,7 @@ CHUNK = 2**16
 
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean negative log-likelihood in float32; logits (B, T, V) of any type, targets (B, T), IGNORED ones left out."""
-    return cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    return cross_entropy(logits, targets, IGNORED)
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:

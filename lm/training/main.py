@@ -1,5 +1,6 @@
 """`char-lm train`: start or resume a run, and report how it ended."""
 
+import gc
 import os
 import time
 from contextlib import suppress
@@ -214,6 +215,7 @@ def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, re
     from lm.training.trackers import log_best
 
     status = "failed"
+    gc.freeze()  # or each step pays for searching what the libraries made at their import
     try:
         with user_errors():
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
@@ -234,6 +236,7 @@ def fit(trainer: "pl.Trainer", task: Any, data: Any, checkpoint: Path | None, re
             f"{str(error).rstrip('.')}. Then go on with: char-lm train --resume {recorder.run.path}"
         ) from None
     finally:
+        gc.unfreeze()
         if is_first_process() and recorder.run.exists:
             with suppress(UserError):  # the disk may still be full
                 recorder.write_summary(trainer, status)

@@ -1,86 +1,169 @@
-/* The Newton-Schulz iteration on Gram matrices: see gram_polynomial in muon.py.
+/* Muon's update of matrices: see `update_native` in muon.py.
  *
- * Every matrix here is a polynomial of one symmetric matrix. Products of such matrices are symmetric, so that only the
- * upper half is computed and the rest mirrored. One thread computes all of a matrix, so results do not depend on their
- * number.
+ * Every matrix of the Newton-Schulz iteration is a polynomial of one symmetric matrix. Products of such matrices are
+ * symmetric, so that only the upper half is computed and the rest mirrored. One thread computes all of a matrix, so
+ * results do not depend on their number.
  */
-#include "kernel.h"
+#include "product.h"
 
-/* A tile of ROWS x COLUMNS sums fills three quarters of the registers. */
-enum { ROWS = 3 * REGISTERS / 8, COLUMNS = 2 * LANES, SLACK = 64 };
+enum { SLACK = 64, BLOCK = 16 };
 
-/* Matrices in the workspace: rows are `stride` apart, padded to whole tiles, not a power of two (sets of the cache). */
 typedef struct {
-    int64_t n, stride;
-    float *gram, *square, *p, *product, *panel;
-} workspace;
+    float *p, *momentum;
+    float *second; /* (rows), NorMuon's mean squares; null for Muon without it */
+    const float *grad;
+    int64_t rows, columns;
+} matrix;
 
-/* out = a b, for a and b whose product is symmetric. out is neither of them. */
-static void multiply(const workspace *w, const float *restrict a, const float *restrict b, float *restrict out) {
-    float *restrict panel = w->panel;
-    for (int64_t j = 0; j < w->n; j += COLUMNS) {
-        for (int64_t k = 0; k < w->n; k++) memcpy(panel + k * COLUMNS, b + k * w->stride + j, COLUMNS * sizeof(float));
-        for (int64_t i = 0; i < w->n && i < j + COLUMNS; i += ROWS) { /* tiles that reach the upper half */
-            vector sum[ROWS][2] = {0};
-            for (int64_t k = 0; k < w->n; k++) {
-                const vector *y = (const vector *)(panel + k * COLUMNS);
-                const vector left = y[0], right = y[1];
-                const float *x = a + k * w->stride + i; /* column k of a is its row k */
-                _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) {
-                    sum[r][0] += x[r] * left;
-                    sum[r][1] += x[r] * right;
-                }
-            }
-            const int rows = w->n - i < ROWS ? w->n - i : ROWS;
-            for (int r = 0; r < rows; r++) memcpy(out + (i + r) * w->stride + j, sum[r], sizeof sum[r]);
-            for (int64_t q = 0; q < COLUMNS && j + q < w->n; q++)
-                for (int r = 0; r < rows; r++) out[(j + q) * w->stride + i + r] = ((const float *)sum[r])[q];
+typedef struct {
+    int32_t count, steps, threads;
+    float abc[3], lr, decay, momentum, beta2; /* p is multiplied by `decay` */
+} options;
+
+/* A matrix in the workspace. Rows are padded to whole tiles, and their distance is no power of two (sets of the cache). */
+typedef struct {
+    float *data;
+    int64_t stride;
+} grid;
+
+static int64_t stride_of(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS * COLUMNS + LANES; }
+
+static grid take(float **memory, int64_t rows, int64_t columns) {
+    const grid taken = {*memory, stride_of(columns)};
+    *memory += rows * taken.stride + SLACK; /* the last tile reads beyond the last row */
+    return taken;
+}
+
+/* out (n, m) = a' b for a (depth, n) and b (depth, m), which is neither. A symmetric result is mirrored from its upper
+ * half. `panel` has depth x COLUMNS floats.
+ */
+static void multiply(
+    int64_t n, int64_t m, int64_t depth, grid a, grid b, grid out, int symmetric, float *restrict panel
+) {
+    for (int64_t j = 0; j < m; j += COLUMNS) {
+        for (int64_t k = 0; k < depth; k++) memcpy(panel + k * COLUMNS, b.data + k * b.stride + j, COLUMNS * sizeof(float));
+        const int64_t end = symmetric && j + COLUMNS < n ? j + COLUMNS : n; /* of the tiles that reach the upper half */
+        for (int64_t i = 0; i < end; i += ROWS) {
+            vector sum[ROWS][2];
+            multiply_floats(depth, (const unit *)a.data + i, 1, a.stride, (const unit *)panel, COLUMNS, sum);
+            const int rows = n - i < ROWS ? n - i : ROWS;
+            for (int r = 0; r < rows; r++) memcpy(out.data + (i + r) * out.stride + j, sum[r], sizeof sum[r]);
+            for (int64_t q = 0; symmetric && q < COLUMNS && j + q < m; q++)
+                for (int r = 0; r < rows; r++) out.data[(j + q) * out.stride + i + r] = ((const float *)sum[r])[q];
         }
     }
 }
 
-static void swap(float **a, float **b) { float *c = *a; *a = *b; *b = c; }
-
-/* The product of p = a + b g + c g^2 over all steps; each step takes g to p g p. */
-static void iterate(workspace *w, int steps, const float *abc) {
+/* g (n, n) -> the product of p = a + b g + c g^2 over all steps, each of which takes g to p g p; in one of the four. */
+static grid polynomial(int64_t n, int steps, const float *abc, grid g, grid p, grid product, grid spare, float *panel) {
+    for (int64_t i = 0; i < n; i++) {
+        memset(product.data + i * product.stride, 0, n * sizeof(float));
+        product.data[i * product.stride + i] = 1;
+    }
     for (int step = 0; step < steps; step++) {
-        multiply(w, w->gram, w->gram, w->square);
-        for (int64_t i = 0; i < w->n; i++) {
-            float *row = w->square + i * w->stride;
-            const float *gram = w->gram + i * w->stride;
-            LOOP(w->n) row[j] = abc[2] * row[j] + abc[1] * gram[j];
+        multiply(n, n, n, g, g, p, 1, panel);
+        for (int64_t i = 0; i < n; i++) {
+            float *row = p.data + i * p.stride;
+            const float *old = g.data + i * g.stride;
+            LOOP(n) row[j] = abc[2] * row[j] + abc[1] * old[j];
             row[i] += abc[0];
         }
-        swap(&w->p, &w->square); /* `square` is free now */
-        if (step) {
-            multiply(w, w->p, w->product, w->square);
-            swap(&w->product, &w->square);
-        } else {
-            memcpy(w->product, w->p, w->n * w->stride * sizeof(float));
+        if (step) multiply(n, n, n, p, product, spare, 1, panel);
+        else for (int64_t i = 0; i < n; i++) memcpy(spare.data + i * spare.stride, p.data + i * p.stride, n * sizeof(float));
+        const grid old = product;
+        product = spare, spare = old;
+        if (step == steps - 1) break;
+        multiply(n, n, n, p, g, spare, 1, panel);
+        multiply(n, n, n, spare, p, g, 1, panel);
+    }
+    return product;
+}
+
+/* The momentum moves towards the gradient, and what is to be orthogonalised is between the two (Nesterov). It is written
+ * twice, u (rows, columns) and transposed, v (columns, rows).
+ */
+static void move(const matrix *m, float momentum, grid u, grid v) {
+    for (int64_t r = 0; r < m->rows; r++) {
+        float *old = m->momentum + r * m->columns, *row = u.data + r * u.stride;
+        const float *grad = m->grad + r * m->columns;
+        LOOP(m->columns) {
+            old[j] += (1 - momentum) * (grad[j] - old[j]);
+            row[j] = old[j] - (1 - momentum) * (old[j] - grad[j]);
         }
-        if (step < steps - 1) {
-            multiply(w, w->p, w->gram, w->square);
-            multiply(w, w->square, w->p, w->gram);
-        }
+    }
+    for (int64_t r = 0; r < m->rows; r += BLOCK)
+        for (int64_t c = 0; c < m->columns; c++)
+            for (int64_t i = r; i < r + BLOCK && i < m->rows; i++) v.data[c * v.stride + i] = u.data[i * u.stride + c];
+}
+
+/* NorMuon (arXiv 2510.05491): the factors of the rows of an update, which keep its norm; see `row_factors` in optim.py. */
+static void factors_of(const matrix *m, float beta2, grid update, float *factors) {
+    double before = 0, after = 0;
+    for (int64_t r = 0; r < m->rows; r++) {
+        const float *row = update.data + r * update.stride;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < m->columns; j++) sum += row[j] * row[j];
+        const float square = sum / m->columns;
+        m->second[r] += (1 - beta2) * (square - m->second[r]);
+        factors[r] = 1 / (sqrtf(m->second[r]) + 1e-8f);
+        before += square;
+        after += square * factors[r] * factors[r];
+    }
+    const float keep = sqrt(before / (after < 1e-30 ? 1e-30 : after));
+    for (int64_t r = 0; r < m->rows; r++) factors[r] *= keep;
+}
+
+static void update(const matrix *m, const options *o, float *memory) {
+    const int tall = m->rows > m->columns;
+    const int64_t n = tall ? m->columns : m->rows, depth = tall ? m->rows : m->columns;
+    const grid u = take(&memory, m->rows, m->columns), v = take(&memory, m->columns, m->rows);
+    const grid out = take(&memory, m->rows, m->columns);
+    grid squares[4];
+    for (int i = 0; i < 4; i++) squares[i] = take(&memory, n, n);
+    float *factors = memory, *panel = memory + m->rows;
+
+    move(m, o->momentum, u, v);
+    const grid g = squares[0], x = tall ? u : v; /* x (depth, n) */
+    multiply(n, n, depth, x, x, g, 1, panel);
+    double trace = 0;
+    for (int64_t i = 0; i < n; i++) trace += g.data[i * g.stride + i];
+    const float norm = sqrt(trace) + 1e-7;
+    for (int64_t i = 0; i < n; i++) { LOOP(n) g.data[i * g.stride + j] /= norm * norm; }
+    const grid f = polynomial(n, o->steps, o->abc, g, squares[1], squares[2], squares[3], panel);
+    for (int64_t i = 0; i < n; i++) { LOOP(n) f.data[i * f.stride + j] /= norm; }
+    if (tall) multiply(m->rows, n, n, v, f, out, 0, panel);
+    else multiply(n, m->columns, n, f, u, out, 0, panel);
+
+    for (int64_t r = 0; r < m->rows; r++) factors[r] = 1;
+    if (m->second) factors_of(m, o->beta2, out, factors);
+    const float lr = o->lr * (tall ? sqrtf((float)m->rows / m->columns) : 1);
+    for (int64_t r = 0; r < m->rows; r++) {
+        float *p = m->p + r * m->columns;
+        const float *row = out.data + r * out.stride, factor = lr * factors[r];
+        LOOP(m->columns) p[j] = p[j] * o->decay - factor * row[j];
     }
 }
 
-/* gram (count, n, n) -> result (count, n, n). Returns 1 if there is no memory. */
-int gram_polynomial(int count, int n, int steps, const float *abc, const float *gram, float *result, int threads) {
-    const int64_t stride = (n + COLUMNS - 1) / COLUMNS * COLUMNS + LANES, size = n * stride + SLACK;
+/* Floats that `update` takes. */
+static int64_t room(const matrix *m) {
+    const int64_t n = m->rows < m->columns ? m->rows : m->columns, depth = m->rows + m->columns - n;
+    const int64_t whole = 2 * m->rows * stride_of(m->columns) + m->columns * stride_of(m->rows);
+    return whole + 4 * n * stride_of(n) + 7 * SLACK + m->rows + depth * COLUMNS;
+}
+
+/* Updates all matrices. Returns 1 if there is no memory: some of them may then be as before. */
+int muon_update(const matrix *matrices, const options *o) {
+    int64_t size = 0;
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+    for (int i = 0; i < o->count; i++) size = room(matrices + i) > size ? room(matrices + i) : size;
+#pragma omp parallel num_threads(o->threads) reduction(| : failed)
     {
-        float *memory = calloc(4 * size + n * COLUMNS, sizeof(float));
+        float *memory = calloc(size, sizeof(float));
         failed = !memory;
-#pragma omp for schedule(static)
-        for (int m = 0; m < count; m++) {
-            if (!memory) continue;
-            workspace w = {n, stride, memory, memory + size, memory + 2 * size, memory + 3 * size, memory + 4 * size};
-            for (int i = 0; i < n; i++) memcpy(w.gram + i * stride, gram + ((int64_t)m * n + i) * n, n * sizeof(float));
-            iterate(&w, steps, abc);
-            for (int i = 0; i < n; i++) memcpy(result + ((int64_t)m * n + i) * n, w.product + i * stride, n * sizeof(float));
-        }
+#pragma omp for schedule(dynamic)
+        for (int i = 0; i < o->count; i++)
+            if (memory) update(matrices + i, o, memory);
         free(memory);
     }
     return failed;

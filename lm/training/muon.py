@@ -4,11 +4,13 @@ K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (202
 orthogonalises in bfloat16 and one matrix after another, which is slow on a CPU, and has no AdamW for the others.
 """
 
+import ctypes
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +20,98 @@ from lm.native.choice import choose
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, chosen by Jordan for speed: singular values end in about [0.7, 1.2]."""
+STEPS = 5
 LARGEST = 1024
-"""Rows of the largest Gram matrix that is given to a single thread."""
-
-library = Library(
-    Path(__file__).with_name("muon.c"),
-    gram_polynomial=(c_int, c_int, c_int, c_int, c_float * 3, c_void_p, c_void_p, c_int),
-)
+"""The longest of the shorter sides that is given to a single thread."""
 
 
-def orthogonalise(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
+class Matrix(ctypes.Structure):
+    """`matrix` of muon.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("p", "momentum", "second", "grad")),
+        *((name, c_int64) for name in ("rows", "columns")),
+    ]
+
+
+class Options(ctypes.Structure):
+    """`options` of muon.c."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("count", "steps", "threads")),
+        ("abc", c_float * 3),
+        *((name, c_float) for name in ("lr", "decay", "momentum", "beta2")),
+    ]
+
+
+library = Library(Path(__file__).with_name("muon.c"), muon_update=(c_int, POINTER(Matrix), POINTER(Options)))
+
+
+def update(
+    parameters: list[Tensor], grads: list[Tensor], momenta: list[Tensor], seconds: list[Tensor], options: dict[str, Any]
+) -> None:
+    """Take one step: momenta move towards the gradients, parameters along the orthogonalised updates.
+
+    Args:
+        parameters, grads, momenta: matrices (M, N), one of each for every parameter.
+        seconds: the mean squares of rows (M, 1) that NorMuon needs, updated; empty if beta2 is 0.
+        options: lr, weight_decay, momentum, beta2.
+    """
+    form = update_native if _is_native(parameters, grads) else update_portable
+    form(parameters, grads, momenta, seconds, options)
+
+
+def _is_native(parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
+    """Whether muon.c is to compute, which gives each thread whole matrices."""
+    if len(parameters) < torch.get_num_threads() or max(min(p.shape) for p in parameters) > LARGEST:
+        return False
+    tensors = (*parameters, *grads)
+    if any(x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous() for x in tensors):
+        return False
+    return choose(parameters[0], portable=torch, native=sys.modules[__name__]) is not torch
+
+
+def update_native(
+    parameters: list[Tensor], grads: list[Tensor], momenta: list[Tensor], seconds: list[Tensor], options: dict[str, Any]
+) -> None:
+    """`update` for contiguous matrices of float32 on a CPU."""
+    matrices = (Matrix * len(parameters))()
+    for i, (p, grad, momentum) in enumerate(zip(parameters, grads, momenta, strict=True)):
+        second = seconds[i].data_ptr() if seconds else None
+        matrices[i] = Matrix(p.data_ptr(), momentum.data_ptr(), second, grad.data_ptr(), *p.shape)
+    threads, decay = torch.get_num_threads(), 1 - options["lr"] * options["weight_decay"]
+    numbers = options["lr"], decay, options["momentum"], options["beta2"]
+    if library().muon_update(matrices, Options(len(matrices), STEPS, threads, COEFFICIENTS, *numbers)):
+        raise MemoryError("no memory for Muon's products")
+
+
+def update_portable(
+    parameters: list[Tensor], grads: list[Tensor], momenta: list[Tensor], seconds: list[Tensor], options: dict[str, Any]
+) -> None:
+    """`update` with torch's operations, on any device."""
+    torch._foreach_lerp_(momenta, grads, 1 - options["momentum"])
+    updates = orthogonalise(torch._foreach_lerp(grads, momenta, options["momentum"]))  # Nesterov
+    torch._foreach_mul_(parameters, 1 - options["lr"] * options["weight_decay"])
+    for i, (p, change) in enumerate(zip(parameters, updates, strict=True)):
+        # Equal root-mean-square per row for tall matrices, as in Jordan's implementation.
+        scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+        change = change * row_factors(change, seconds[i], options["beta2"]) if seconds else change
+        p.add_(change.to(p.dtype), alpha=-options["lr"] * scale)
+
+
+def row_factors(update: Tensor, second: Tensor, beta2: float) -> Tensor:
+    """Factors (M, 1) for the rows of an update (M, N), which keep its norm: NorMuon (arXiv 2510.05491).
+
+    Each row is divided by the root of its second moment, a moving average of its mean square, here without the
+    correction for its start at zero, which is the same for all rows. `second` (M, 1) is updated.
+    """
+    square = torch.linalg.vector_norm(update, dim=1, keepdim=True, dtype=torch.float32).square() / update.shape[1]
+    second.lerp_(square, 1 - beta2)
+    factors = 1 / (second.sqrt() + 1e-8)
+    return factors * (square.sum() / (square * factors.square()).sum().clamp_min(1e-30)).sqrt()
+
+
+def orthogonalise(matrices: Sequence[Tensor], steps: int = STEPS) -> list[Tensor]:
     """Replace the singular values of matrices (M, N) by values near 1, with a Newton-Schulz iteration.
 
     Computes in bfloat16 on an NVIDIA GPU and in float32 elsewhere, and returns that type. Matrices of one shape, or
@@ -75,20 +159,6 @@ def gram_polynomial(gram: Tensor, steps: int) -> Tensor:
 
     A step maps x to p x with p = a + b g + c g^2, hence g = x x^T to p g p.
     """
-    count, n, _ = gram.shape
-    native = n <= LARGEST and steps > 0 and choose(gram, portable=torch, native=sys.modules[__name__]) is not torch
-    if not native or count < torch.get_num_threads():
-        return gram_polynomial_portable(gram, steps)
-    gram, result = gram.contiguous(), torch.empty_like(gram, memory_format=torch.contiguous_format)
-    threads = min(count, torch.get_num_threads())
-    abc = (c_float * 3)(*COEFFICIENTS)
-    if library().gram_polynomial(count, n, steps, abc, gram.data_ptr(), result.data_ptr(), threads):
-        raise MemoryError("no memory for Muon's products")
-    return result
-
-
-def gram_polynomial_portable(gram: Tensor, steps: int) -> Tensor:
-    """The same with torch's products."""
     a, b, c = COEFFICIENTS
     product = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     for step in range(steps):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from lm.config.options import DEFAULT_LR, OptimConfig
-from lm.training.muon import orthogonalise
+from lm.training import muon
 
 
 class MuonAdamW(Optimizer):
@@ -47,17 +47,10 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor], grads: list[Tensor]) -> None:
-        momenta = [self._buffer(p, "momentum") for p in parameters]
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for p, update in zip(parameters, orthogonalise(updates), strict=True):
-            # Equal root-mean-square per row for tall matrices, as in Jordan's implementation.
-            scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
-            if group["beta2"]:
-                second = self._buffer(p, "second_moment", update.new_zeros(p.shape[0], 1))
-                update = update * row_factors(update, second, group["beta2"])
-            p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
+        momenta, seconds = [self._buffer(p, "momentum") for p in parameters], []
+        if group["beta2"]:
+            seconds = [self._buffer(p, "second_moment", (p.shape[0], 1)) for p in parameters]
+        muon.update(parameters, grads, momenta, seconds, group)
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor], grads: list[Tensor]) -> None:
         adamw(
@@ -66,7 +59,7 @@ class MuonAdamW(Optimizer):
             [self._buffer(p, "exp_avg") for p in parameters],
             [self._buffer(p, "exp_avg_sq") for p in parameters],
             [],
-            [self._buffer(p, "step", torch.zeros((), dtype=torch.float32, device=p.device)) for p in parameters],
+            [self._buffer(p, "step", ()) for p in parameters],
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -77,23 +70,12 @@ class MuonAdamW(Optimizer):
             maximize=False,
         )
 
-    def _buffer(self, p: Tensor, name: str, start: Tensor | None = None) -> Tensor:
+    def _buffer(self, p: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """What the optimiser keeps of p under this name: at first zeros, like p or of another shape in float32."""
         state = self.state[p]
         if name not in state:
-            state[name] = torch.zeros_like(p) if start is None else start
+            state[name] = torch.zeros_like(p) if shape is None else p.new_zeros(shape, dtype=torch.float32)
         return state[name]
-
-
-def row_factors(update: Tensor, second: Tensor, beta2: float) -> Tensor:
-    """Factors (M, 1) for the rows of an update (M, N), which keep its norm: NorMuon (arXiv 2510.05491).
-
-    Each row is divided by the root of its second moment, a moving average of its mean square, here without the
-    correction for its start at zero, which is the same for all rows. `second` (M, 1) is updated.
-    """
-    square = torch.linalg.vector_norm(update, dim=1, keepdim=True).square() / update.shape[1]
-    second.lerp_(square, 1 - beta2)
-    factors = 1 / (second.sqrt() + 1e-8)
-    return factors * (square.sum() / (square * factors.square()).sum().clamp_min(1e-30)).sqrt()
 
 
 def matrix_ids(model: nn.Module) -> set[int]:
@@ -131,13 +113,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
     return MuonAdamW(groups)
 
 
-def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+def clip_gradients(optimizer: Optimizer, largest: float) -> Tensor:
     """Scale the gradients so that their norm, over all parameters, is at most `largest`; 0 for no limit.
 
     Returns that norm before the scaling.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
     if largest and not (norm.device.type == "cpu" and norm <= largest):  # asking a GPU would wait for it
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

@@ -46,7 +46,7 @@ def kernels(config: Config) -> list[Path]:
     """The C files that a training on a CPU calls in its first step."""
     mixers = [config.model.mixer] if isinstance(config.model.mixer, str) else config.model.mixer
     names = [SCANS[name] for name in dict.fromkeys(mixers) if name in SCANS]
-    names += ["ops/elementwise.c", *(["training/muon.c"] if config.optim.name == "muon" else [])]
+    names += ["ops/elementwise.c", "ops/affine.c", *(["training/muon.c"] if config.optim.name == "muon" else [])]
     return [PACKAGE / name for name in dict.fromkeys(names)]
 
 

@@ -59,7 +59,7 @@ class Task(pl.LightningModule):
         return training_loss(self.model, batch, states, self.config)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
-        self.grad_norm = clip_gradients(self.model, self.config.optim.clip)
+        self.grad_norm = clip_gradients(optimizer, self.config.optim.clip)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Take the step, and move the average by 1 - optim.ema towards the weights, faster in the first steps."""

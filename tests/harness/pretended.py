@@ -120,7 +120,7 @@ def train(model: LanguageModel, config: OptimConfig) -> None:
     for _ in range(2):
         x, y = (torch.randint(VOCABULARY, (2, 40)).to(DEVICE) for _ in range(2))
         training_loss(model, Batch(x, y, 0, fresh=not states), states, Config()).backward()
-        clip_gradients(model, 0.1)
+        clip_gradients(optimizer, 0.1)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lm.training import muon
-from lm.training.muon import gram_polynomial, gram_polynomial_portable, newton_schulz, newton_schulz_gram
+from lm.training.muon import gram_polynomial, newton_schulz, newton_schulz_gram, update_native, update_portable
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
@@ -77,20 +77,6 @@ def test_matrices_together_and_alone_are_the_same():
     assert muon.orthogonalise([]) == []
 
 
-@pytest.mark.parametrize("n", [1, 2, 6, 12, 16, 31, 32, 33, 50, 130])
-@pytest.mark.parametrize("steps", [0, 1, 2, 5])
-def test_native_polynomials_equal_torchs(n, steps):
-    """At sizes around those of the tiles; the workspace of one matrix must not show in the next."""
-    torch.manual_seed(0)
-    x = torch.randn(5, n, 2 * n)
-    gram = x @ x.mT / x.norm(dim=(1, 2), keepdim=True).square()
-    result = gram_polynomial(gram, steps)
-    torch.testing.assert_close(result, gram_polynomial_portable(gram, steps), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(result, result.mT, atol=1e-4, rtol=1e-4)
-    for i in range(5):
-        assert torch.equal(gram_polynomial(gram[i : i + 1].expand(3, n, n), steps)[2], result[i])
-
-
 def test_polynomial_by_hand():
     """Diagonal matrices: each number goes its own way."""
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -101,32 +87,84 @@ def test_polynomial_by_hand():
             p = a + b * g + c * g * g
             factor, g = factor * p, p * g * p
         expected.append(factor)
-    for polynomial in (gram_polynomial, gram_polynomial_portable):
-        result = polynomial(torch.diag(torch.tensor(values)).repeat(4, 1, 1), 3)
-        torch.testing.assert_close(result[3].diagonal(), torch.tensor(expected))
-        assert result[3].fill_diagonal_(0).abs().max() < 1e-6
+    result = gram_polynomial(torch.diag(torch.tensor(values)).repeat(4, 1, 1), 3)
+    torch.testing.assert_close(result[3].diagonal(), torch.tensor(expected))
+    assert result[3].fill_diagonal_(0).abs().max() < 1e-6
 
 
-def test_polynomials_do_not_depend_on_the_number_of_threads(monkeypatch):
+SHAPES = [
+    (5, 3),
+    (3, 5),
+    (40, 70),
+    (70, 40),
+    (1, 4),
+    (4, 1),
+    (16, 12),
+    (31, 50),
+    (33, 32),
+    (130, 130),
+    (128, 256),
+    (300, 64),
+]
+OPTIONS = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "beta2": 0.9}
+
+
+def updated(form, beta2: float = 0.9, steps: int = 3) -> list[list[Tensor]]:
+    """Parameters, momenta and second moments after a few updates."""
     torch.manual_seed(0)
-    x = torch.randn(3, 40, 50)
-    gram = x @ x.mT / 2000
+    parameters = [torch.randn(shape) for shape in SHAPES]
+    momenta = [torch.zeros_like(p) for p in parameters]
+    seconds = [torch.zeros(p.shape[0], 1) for p in parameters] if beta2 else []
+    for _ in range(steps):
+        form(parameters, [torch.randn(shape) for shape in SHAPES], momenta, seconds, OPTIONS | {"beta2": beta2})
+    return [parameters, momenta, seconds]
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.9])
+def test_native_updates_are_those_of_torch(compiler, beta2):
+    for got, want in zip(updated(update_native, beta2), updated(update_portable, beta2), strict=True):
+        for p, q in zip(got, want, strict=True):
+            torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
+
+
+def test_native_updates_do_not_depend_on_the_number_of_threads(compiler, monkeypatch):
     results = []
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        results.append(gram_polynomial(gram, 5))
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+        results.append([x for kind in updated(update_native) for x in kind])
+    for other in results[1:]:
+        assert all(torch.equal(p, q) for p, q in zip(results[0], other, strict=True))
 
 
-def test_without_native_kernels_torch_computes(monkeypatch):
-    torch.manual_seed(0)
-    gram = torch.rand(4, 3, 1) * torch.ones(3) / 9
-    gram = gram @ gram.mT
+def test_native_updates_of_zeros_and_of_what_is_not_a_number(compiler):
+    p, zero = torch.ones(3, 2), torch.zeros(3, 2)
+    update_native([p], [zero.clone()], [zero.clone()], [torch.zeros(3, 1)], OPTIONS)
+    torch.testing.assert_close(p, torch.full((3, 2), 1 - 0.02 * 0.1))
+    update_native([p], [zero / 0], [zero.clone()], [torch.zeros(3, 1)], OPTIONS)
+    assert p.isnan().all()
+
+
+def test_which_updates_are_native(compiler, monkeypatch):
+    """Float32 on a CPU, with a matrix for every thread, none of them too large for one."""
+    used = []
+    for name in ("native", "portable"):
+        monkeypatch.setattr(muon, f"update_{name}", lambda *_, name=name: used.append(name))
+
+    def form(*parameters: Tensor) -> str:
+        muon.update(list(parameters), list(parameters), list(parameters), [], OPTIONS | {"beta2": 0.0})
+        return used.pop()
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    matrix = torch.ones(6, 4)
+    assert form(matrix, matrix) == "native" and form(matrix) == "portable"
+    for other in (matrix.double(), matrix.bfloat16(), matrix.T, matrix.to("meta")):
+        assert form(matrix, other) == "portable"
+    monkeypatch.setattr(muon, "LARGEST", 3)
+    assert form(matrix, matrix) == "portable"
+    monkeypatch.setattr(muon, "LARGEST", 4)
+    assert form(matrix, matrix) == "native"
     monkeypatch.setenv("LM_BACKEND", "portable")
-    assert torch.equal(gram_polynomial(gram, 5), gram_polynomial_portable(gram, 5))
-    monkeypatch.setenv("LM_BACKEND", "auto")
-    monkeypatch.setattr(muon, "LARGEST", 2)
-    assert torch.equal(gram_polynomial(gram, 5), gram_polynomial_portable(gram, 5))
+    assert form(matrix, matrix) == "portable"
 
 
 def test_orthogonalise_keeps_the_singular_vectors():

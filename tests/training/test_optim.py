@@ -201,9 +201,10 @@ def test_options_reach_their_groups():
 
 def test_clipping_scales_all_gradients_by_one_factor_and_returns_the_norm_before():
     model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters())
     for largest, factor in ((6.5, 0.5), (13.5, 1.0), (0.0, 1.0)):
         model.weight.grad, model.bias.grad = torch.tensor([[3.0, 4.0]]), torch.tensor([12.0])
-        assert clip_gradients(model, largest).item() == pytest.approx(13)
+        assert clip_gradients(optimizer, largest).item() == pytest.approx(13)
         torch.testing.assert_close(model.weight.grad, factor * torch.tensor([[3.0, 4.0]]))
         torch.testing.assert_close(model.bias.grad, factor * torch.tensor([12.0]))
 

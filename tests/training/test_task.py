@@ -107,7 +107,8 @@ def test_gradients_are_clipped_by_their_norm_which_is_kept(clip, factor):
     count = sum(p.numel() for p in parameters)
     for p in parameters:
         p.grad = torch.full_like(p, 3 / count**0.5)  # norm 3 over all of them
-    task.configure_gradient_clipping(None, gradient_clip_val=None, gradient_clip_algorithm=None)
+    optimizer = task.configure_optimizers()
+    task.configure_gradient_clipping(optimizer, gradient_clip_val=None, gradient_clip_algorithm=None)
     assert task.grad_norm.item() == pytest.approx(3, rel=1e-5)
     for p in parameters:
         torch.testing.assert_close(p.grad, torch.full_like(p, factor * 3 / count**0.5), rtol=1e-4, atol=0)
