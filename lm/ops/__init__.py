@@ -188,7 +188,7 @@ def _multiplies(x: Tensor, dtype: torch.dtype, weight: Tensor, multiple: int = 0
     readable = x.dtype == torch.float32 or (x.dtype == dtype and torch.is_autocast_enabled("cpu"))
     if x.dim() < 3 or x.shape[1] < affine.SHORTEST or not readable:
         return False
-    if dtype not in TYPES or choose(x, portable, affine) is not affine:
+    if dtype not in TYPES or weight.numel() > affine.LARGEST or choose(x, portable, affine) is not affine:
         return False
     columns, (outputs, inputs) = affine.columns(dtype), weight.shape
     return columns > 0 and inputs % columns == 0 and outputs % (multiple or columns) == 0

@@ -9,10 +9,10 @@
 enum {
     BLOCK = 8 * ROWS, /* rows, at least, that are multiplied by one panel after the other */
     DEPTH = 128,      /* units of depth that are added up in registers */
-    PARTS = 16,       /* of the rows, at most: each adds up gradients of weights, the parts' sums are added at the end */
+    PARTS = 8,        /* of the rows, at most: each adds up gradients of weights, the parts' sums are added at the end */
     PART_ROWS = 384,  /* at least */
     IN_CACHE = 1 << 17,                       /* weights whose gradient stays in the cache of a core: */
-    SHORT_ROUND = 2 * BLOCK, LONG_ROUND = 1024, /* rows after which it is increased, so that they stay there too */
+    SHORT_ROUND = 2 * BLOCK, LONG_ROUND = 512, /* rows after which it is increased, so that they stay there too */
     CHUNK = 256, /* units that are packed at a time */
     LINE = 16,   /* units in a line of the cache */
 };

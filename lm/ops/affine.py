@@ -18,6 +18,8 @@ from lm.recurrence.cpu import empty
 
 SHORTEST = 16
 """Steps of a sequence from which packing the weights is worth it."""
+LARGEST = 1 << 20
+"""Weights of a matrix; larger ones would take much memory for their gradient, and PyTorch is as fast there."""
 
 
 class Affine(ctypes.Structure):

@@ -146,10 +146,14 @@ def test_the_number_of_threads_changes_nothing(compiler, threads, monkeypatch, d
     assert torch.equal(alone[0], results[0][0][3])
 
 
-def test_what_the_native_kernels_do_not_compute(compiler):
-    """Few steps, however many sequences; widths that are no multiple; other types and tensors."""
+def test_what_the_native_kernels_do_not_compute(compiler, monkeypatch):
+    """Few steps, however many sequences; widths that are no multiple; large matrices; other types and tensors."""
     needs(torch.float32)
     weight = normal(64, 32)
+    for largest, native in ((2048, True), (2047, False)):
+        monkeypatch.setattr(affine, "LARGEST", largest)
+        assert is_native(ops.linear(normal(1, 16, 32), weight)) == native
+    monkeypatch.undo()
     for shape, native in (((1000, 15, 32), False), ((1, 16, 32), True), ((1000, 32), False), ((1, 2, 16, 32), False)):
         assert is_native(ops.linear(normal(*shape), weight)) == native
     assert not is_native(ops.linear(normal(1, 16, 31), normal(64, 31)))
