@@ -64,7 +64,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: (M, K).
         bias: (M).
     """
-    dtype = _matrix_type(x)
+    dtype = _autocast_type(x)
     weights = (weight,) if bias is None else (weight, bias)
     if _native(x, *weights) and _multiplies(x, dtype, weight, multiple=2 if bias is None else 0):
         return affine.linear(x.to(dtype), weight, bias)
@@ -73,7 +73,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """max(x up', 0)^2 down', as two calls of `linear`; x (..., K), up (H, K), down (M, H)."""
-    dtype = _matrix_type(x)
+    dtype = _autocast_type(x)
     if _native(x, up, down) and _multiplies(x, dtype, up) and _multiplies(x, dtype, down):
         return affine.squared_relu_mlp(x.to(dtype), up, down)
     return linear(squared_relu(linear(x, up)), down)
@@ -160,7 +160,7 @@ def branch_type(x: Tensor, maps: Sequence[Linear], others: Sequence[Tensor]) -> 
 
     None where it is not to be used: where no gradients will be asked for, single steps, and where kernels are missing.
     """
-    dtype = _matrix_type(x)
+    dtype = _autocast_type(x)
     weights = [p for map in maps for p in (map.weight, map.bias) if p is not None]
     if not torch.is_grad_enabled() or x.dtype != torch.float32 or not _native(x, *others, *weights):
         return None
@@ -173,19 +173,14 @@ def _autocast_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if autocast else x.dtype
 
 
-def _matrix_type(x: Tensor) -> torch.dtype:
-    """The type in which x is multiplied by a matrix."""
-    autocast = x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
-    return torch.get_autocast_dtype("cpu") if autocast else x.dtype
-
-
 def _multiplies(x: Tensor, dtype: torch.dtype, weight: Tensor, multiple: int = 0) -> bool:
     """Whether native kernels are there for the product of x, brought to this type, and a matrix of this size.
 
     Args:
         multiple: of what the number of outputs must be a multiple; by default as that of inputs.
     """
-    readable = x.dtype == torch.float32 or (x.dtype == dtype and torch.is_autocast_enabled("cpu"))
+    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    readable = x.dtype in (torch.float32, autocast)
     if x.dim() < 3 or x.shape[1] < affine.SHORTEST or not readable:
         return False
     if dtype not in TYPES or weight.numel() > affine.LARGEST or choose(x, portable, affine) is not affine:

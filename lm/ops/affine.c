@@ -19,7 +19,9 @@ enum {
 
 typedef struct {
     int32_t type, threads;
-    int64_t N, M, K; /* x (N, K), weight (M, K), y (N, M), N >= ROWS; K is a multiple of COLUMNS, and M in most maps: */
+    /* x (N, K), weight (M, K), y (N, M). N >= ROWS; K and M are multiples of COLUMNS, but of a single map without bias
+     * and residual M can be any number, an even one for bfloat16. */
+    int64_t N, M, K;
     const char *x;
     const float *weight, *bias; /* bias (M) may be null */
     unit *back;                 /* the weights as packed for backward, null if there will be none */
@@ -31,7 +33,7 @@ typedef struct {
     const float *grad_sum; /* the gradient of `sum` */
     char *grad_x;
     float *grad_weight, *grad_bias; /* grad_bias may be null */
-    /* within this file; alone, a map without bias and residual can have any M, an even one for bfloat16 */
+    /* within this file */
     unit *panels;           /* the packed weights */
     char *squared;          /* (N, M), the squared ReLU of y; or null */
     const char *squared_of; /* (N, K), of what x is the squared ReLU, and grad_x the gradient; or null */
@@ -380,8 +382,6 @@ int affine_backward(affine *maps, int count) {
     free(memory);
     return 0;
 }
-
-/* ---- the calls ---- */
 
 /* What M and K must be multiples of; 0 where the processor has something faster for this type, a unit for matrices. */
 int affine_columns(int type) {

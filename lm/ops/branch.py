@@ -40,6 +40,8 @@ class CellBranch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, dtype, eps, kind, x, h0, past, norm, taps, tap_bias, up, up_bias, down, down_bias):
+        _check_state(x, h0, past, taps, down)
+        h0 = None if h0 is None else h0.float()
         normed, scale = norm_forward(x, norm, eps, dtype)
         inputs, now = normed, None
         if taps is not None:
@@ -75,3 +77,13 @@ class CellBranch(torch.autograd.Function):
         grad_past, *grads_taps = grads_past
         grads = grad_norm, *grads_taps, *grads_up, *grads_down
         return None, None, None, grad_x, None if h0 is None else grad_h0, grad_past, *grads
+
+
+def _check_state(x: Tensor, h0: Tensor | None, past: Tensor | None, taps: Tensor | None, down: Tensor) -> None:
+    """Raises ValueError for a state of another shape, of which the kernels would read what is not there."""
+    for name, tensor, shape in (
+        ("state", h0, (x.shape[0], down.shape[1])),
+        ("past", past, (x.shape[0], 0 if taps is None else len(taps) - 1, x.shape[2])),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"this branch needs a {name} of shape {shape}, not {tuple(tensor.shape)}")

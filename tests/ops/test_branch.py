@@ -109,3 +109,15 @@ def test_a_convolution_longer_than_the_sequence(monkeypatch):
     got, want = (run(block, monkeypatch, backend, torch.float32, [20, 20]) for backend in ("native", "portable"))
     del CONFIGS["long"]
     assert_close(got, [y.double() for y in want], 1e-4)
+
+
+def test_states_of_another_type_or_shape(monkeypatch):
+    block, x = make_block("minGRU"), torch.randn(2, 20, 64)
+    h, past = (torch.randn_like(s) for s in block.init_state(2))
+    got, _ = block(x, (h.bfloat16(), past))
+    monkeypatch.setenv("LM_BACKEND", "portable")
+    torch.testing.assert_close(got, block(x, (h.bfloat16(), past))[0], atol=1e-4, rtol=1e-4)
+    monkeypatch.setenv("LM_BACKEND", "auto")
+    for state in ((h[:1], past), (h[:, 1:], past), (h, past[:1]), (h, past[:, 1:])):
+        with pytest.raises(ValueError, match="shape"):
+            block(x, state)
