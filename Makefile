@@ -30,7 +30,7 @@ results: .venv/ready
 # the runs of the defaults. Finished runs are skipped.
 TRIAL := $(BIN)/char-lm sweep --runs runs/recipe
 VARIED := "data.sampling windows" "model.residual_init 1" "optim.muon_beta2 0" "optim.muon_lr 0.03" "optim.weight_decay 0.05 0.2" \
-  "optim.schedule cosine" "optim.ema 0.98"
+  "optim.muon_polynomials jordan5 polar5 polar3" "optim.schedule cosine" "optim.ema 0.98"
 recipe: .venv/ready
 	$(TRIAL) --mixers mingru --seeds 3 -- --trainer.max_steps 1300
 	for option in $(VARIED); do $(TRIAL) --mixers mingru --vary $$option -- --trainer.max_steps 1300 || exit; done
@@ -48,7 +48,8 @@ paper: .venv/ready
 	$(BIN)/char-lm sweep --configs $(COPYING)mamba.yaml $(COPYING)s4d.yaml --vary model.layers 3 --runs runs/paper_copying
 	$(BIN)/char-lm sweep --mixers mingru minlstm mamba attention --runs runs/extrapolation -- \
 	  --data.context 256 --data.batch_size 8 --trainer.max_steps 1000 --eval.every 500 \
-	  --data.sampling windows --model.residual_init 1 --optim.muon_beta2 0 --trainer.precision 32
+	  --data.sampling windows --model.residual_init 1 --optim.muon_beta2 0 --optim.muon_polynomials jordan5 \
+	  --trainer.precision 32
 	$(BIN)/char-lm compare runs/paper_lm --png docs/paper_lm.png --insert docs/reproduction.md#paper_lm
 	$(BIN)/char-lm compare runs/paper_copying --insert docs/reproduction.md#paper_copying
 	$(BIN)/char-lm evaluate runs/extrapolation/*-seed1 --contexts $(CONTEXTS) --png docs/extrapolation.png \

@@ -144,6 +144,8 @@ class OptimConfig:
     """Muon's (Nesterov) momentum"""
     muon_beta2: Fraction = 0.95
     """decay of the second moment by which Muon divides each row of an update (NorMuon); 0: plain Muon"""
+    muon_polynomials: Literal["polar3", "polar4", "polar5", "jordan5"] = "polar4"
+    """the steps by which Muon orthogonalises an update: so many of Polar Express, or Jordan's five"""
     warmup_steps: Natural = 50
     """steps of linear warm-up"""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -275,7 +277,7 @@ class Config:
 
 DEFAULT_LR = {"muon": 0.01, "adamw": 0.002}
 """Peak learning rate of AdamW for each `optim.name`."""
-BEFORE: dict[str, Any] = {"model.residual_init": 1.0, "optim.muon_beta2": 0.0}
+BEFORE: dict[str, Any] = {"model.residual_init": 1.0, "optim.muon_beta2": 0.0, "optim.muon_polynomials": "jordan5"}
 """What saved configurations mean that are older than an option, where that is not its default."""
 FIELDS = fields(Config)
 """Every option by its full name: {"model.width": Field(...), ...}."""

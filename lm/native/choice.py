@@ -1,8 +1,12 @@
 """The choice between native, Triton's and portable kernels, and what the native ones have in common."""
 
+import functools
 import importlib
 import os
+import threading
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +16,7 @@ from lm.native.build import BuildError, warn_once
 BACKENDS = ("auto", "portable", "native", "triton")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The element types of native kernels, with their numbers in kernel.h."""
+Made = TypeVar("Made")
 SMALL = 1 << 17
 """Elements that take one thread longer than it takes to wake another."""
 
@@ -49,3 +54,20 @@ def choose(x: Tensor, portable: ModuleType, native: ModuleType, triton: str | No
 def thread_count(elements: int) -> int:
     """Threads for a tensor of so many elements: one if it is small, at most torch's number."""
     return min(torch.get_num_threads(), 1 + elements // SMALL)
+
+
+def prepared(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Keep what a function makes for the arguments that it was last called with, for each thread its own.
+
+    It makes the arguments of a kernel: sizes and types, which rarely change, once; callers then set the addresses.
+    Making all of them takes Python as long as a small kernel runs.
+    """
+
+    @functools.lru_cache(maxsize=256)
+    def kept(thread: int, *arguments: Any) -> Made:
+        return make(*arguments)
+
+    def get(*arguments: Any) -> Made:
+        return kept(threading.get_ident(), *arguments)
+
+    return get

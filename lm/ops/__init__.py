@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+PLAIN = (Tensor, nn.Parameter)
+"""Of other types, a tensor may have no memory of its own."""
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float | None = None) -> Tensor:
     """RMS norm (arXiv 1910.07467) over the last axis: y = weight x / sqrt(mean(x^2) + eps).
 
@@ -66,7 +70,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     dtype = _autocast_type(x)
     weights = (weight,) if bias is None else (weight, bias)
-    if _native(x, *weights) and _multiplies(x, dtype, weight, multiple=2 if bias is None else 0):
+    if _native(x, *weights) and _multiplies(x, dtype) and _fits(dtype, weight, 2 if bias is None else None):
         return affine.linear(x.to(dtype), weight, bias)
     return functional.linear(x, weight, bias)
 
@@ -74,7 +78,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """max(x up', 0)^2 down', as two calls of `linear`; x (..., K), up (H, K), down (M, H)."""
     dtype = _autocast_type(x)
-    if _native(x, up, down) and _multiplies(x, dtype, up) and _multiplies(x, dtype, down):
+    if _native(x, up, down) and _multiplies(x, dtype) and _fits(dtype, up) and _fits(dtype, down):
         return affine.squared_relu_mlp(x.to(dtype), up, down)
     return linear(squared_relu(linear(x, up)), down)
 
@@ -160,11 +164,12 @@ def branch_type(x: Tensor, maps: Sequence[Linear], others: Sequence[Tensor]) -> 
 
     None where it is not to be used: where no gradients will be asked for, single steps, and where kernels are missing.
     """
+    if not torch.is_grad_enabled() or x.dtype != torch.float32:
+        return None
     dtype = _autocast_type(x)
     weights = [p for map in maps for p in (map.weight, map.bias) if p is not None]
-    if not torch.is_grad_enabled() or x.dtype != torch.float32 or not _native(x, *others, *weights):
-        return None
-    return dtype if all(_multiplies(x, dtype, map.weight) for map in maps) else None
+    fused = _native(x, *others, *weights) and _multiplies(x, dtype) and all(_fits(dtype, map.weight) for map in maps)
+    return dtype if fused else None
 
 
 def _autocast_type(x: Tensor) -> torch.dtype:
@@ -173,20 +178,23 @@ def _autocast_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if autocast else x.dtype
 
 
-def _multiplies(x: Tensor, dtype: torch.dtype, weight: Tensor, multiple: int = 0) -> bool:
-    """Whether native kernels are there for the product of x, brought to this type, and a matrix of this size.
-
-    Args:
-        multiple: of what the number of outputs must be a multiple; by default as that of inputs.
-    """
+def _multiplies(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether x, brought to this type, is for the native kernels that multiply by matrices."""
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     readable = x.dtype in (torch.float32, autocast)
     if x.dim() < 3 or x.shape[1] < affine.SHORTEST or not readable:
         return False
-    if dtype not in TYPES or weight.numel() > affine.LARGEST or choose(x, portable, affine) is not affine:
-        return False
+    return dtype in TYPES and choose(x, portable, affine) is affine and affine.columns(dtype) > 0
+
+
+def _fits(dtype: torch.dtype, weight: Tensor, multiple: int | None = None) -> bool:
+    """Whether they multiply by a matrix of this size.
+
+    Args:
+        multiple: of what the number of outputs must be a multiple; by default as that of inputs.
+    """
     columns, (outputs, inputs) = affine.columns(dtype), weight.shape
-    return columns > 0 and inputs % columns == 0 and outputs % (multiple or columns) == 0
+    return weight.numel() <= affine.LARGEST and inputs % columns == 0 and outputs % (multiple or columns) == 0
 
 
 def _native(x: Tensor, *weights: Tensor) -> bool:
@@ -198,6 +206,10 @@ def _native(x: Tensor, *weights: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    plain = all(type(y) in (Tensor, nn.Parameter) for y in (x, *weights))  # others may have no memory of their own
-    fits = plain and all(y.dtype == torch.float32 and y.device == x.device for y in weights)
-    return fits and choose(x, portable, cpu) is cpu
+    device = x.device
+    if type(x) not in PLAIN:
+        return False
+    for y in weights:
+        if type(y) not in PLAIN or y.dtype != torch.float32 or y.device != device:
+            return False
+    return choose(x, portable, cpu) is cpu

@@ -5,7 +5,7 @@ Inputs are float32 or bfloat16, weights float32, and so are the gradients of wei
 
 import ctypes
 import functools
-from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Array, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lm.native.build import Library
-from lm.native.choice import TYPES, thread_count
+from lm.native.choice import TYPES, prepared, thread_count
 from lm.recurrence.cpu import empty
 
 SHORTEST = 16
@@ -95,10 +95,10 @@ def affine_forward(
 
     With a `residual` in float32, (..., M), the first is residual + y in float32.
     """
-    call = _call(x, weight)
+    (call,) = maps = _maps(x.dtype, x.shape, (weight.shape,), torch.get_num_threads(), "forward")
     y, back = _outputs(call, x, weight, residual, differentiable)
-    call.bias = _address(bias)
-    _check(library().affine_forward(call, 1))
+    call.x, call.bias = x.data_ptr(), _address(bias)
+    _check(library().affine_forward(maps, 1))
     return y, back
 
 
@@ -113,11 +113,11 @@ def affine_backward(
     """
     grad_x, grad_weight = empty(x), torch.empty_like(weight)
     grad_bias = weight.new_empty(len(weight)) if has_bias else None
-    call = _call(x, weight)
-    call.back, call.grad_x, call.grad_weight = back.data_ptr(), grad_x.data_ptr(), grad_weight.data_ptr()
-    call.grad_bias = _address(grad_bias)
+    (call,) = maps = _maps(x.dtype, x.shape, (weight.shape,), torch.get_num_threads(), "backward")
+    call.x, call.back, call.grad_bias = x.data_ptr(), back.data_ptr(), _address(grad_bias)
+    call.grad_x, call.grad_weight = grad_x.data_ptr(), grad_weight.data_ptr()
     _set_grad(call, x, grad)
-    _check(library().affine_backward(call, 1))
+    _check(library().affine_backward(maps, 1))
     return grad_x, grad_weight, grad_bias
 
 
@@ -125,10 +125,11 @@ def mlp_forward(
     x: Tensor, up: Tensor, down: Tensor, residual: Tensor | None = None, differentiable: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """y, or residual + y, of `lm.ops.squared_relu_mlp`, and what `mlp_backward` takes as `kept`."""
-    calls = (Affine * 2)(_call(x, up), _call(x, down))
-    hidden, up_back = _outputs(calls[0], x, up, None, differentiable)
-    y, down_back = _outputs(calls[1], x, down, residual, differentiable)
-    _check(library().affine_forward(calls, 2))
+    first, last = maps = _maps(x.dtype, x.shape, (up.shape, down.shape), torch.get_num_threads(), "forward")
+    hidden, up_back = _outputs(first, x, up, None, differentiable)
+    y, down_back = _outputs(last, x, down, residual, differentiable)
+    first.x = x.data_ptr()
+    _check(library().affine_forward(maps, 2))
     return y, hidden, up_back, down_back
 
 
@@ -136,20 +137,27 @@ def mlp_backward(
     grad: Tensor, x: Tensor, up: Tensor, down: Tensor, hidden: Tensor, up_back: Tensor, down_back: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x and of the two matrices; grad as in `affine_backward`."""
-    calls = (Affine * 2)(_call(x, up), _call(x, down))
+    first, last = maps = _maps(x.dtype, x.shape, (up.shape, down.shape), torch.get_num_threads(), "backward")
     grad_x, grad_up, grad_down = empty(x), torch.empty_like(up), torch.empty_like(down)
-    calls[0].y, calls[0].grad_x = hidden.data_ptr(), grad_x.data_ptr()
-    for call, back, grad_weight in zip(calls, (up_back, down_back), (grad_up, grad_down), strict=True):
-        call.back, call.grad_weight = back.data_ptr(), grad_weight.data_ptr()
-    _set_grad(calls[1], x, grad)
-    _check(library().affine_backward(calls, 2))
+    first.x, first.y, first.grad_x = x.data_ptr(), hidden.data_ptr(), grad_x.data_ptr()
+    first.back, first.grad_weight = up_back.data_ptr(), grad_up.data_ptr()
+    last.back, last.grad_weight = down_back.data_ptr(), grad_down.data_ptr()
+    _set_grad(last, x, grad)
+    _check(library().affine_backward(maps, 2))
     return grad_x, grad_up, grad_down
 
 
-def _call(x: Tensor, weight: Tensor) -> Affine:
-    """What forward and backward share."""
-    (M, K), N = weight.shape, x.numel() // x.shape[-1]
-    return Affine(TYPES[x.dtype], thread_count(N * max(M, K)), N, M, K, x.data_ptr(), weight.data_ptr())
+@prepared
+def _maps(dtype: torch.dtype, x: torch.Size, weights: tuple[torch.Size, ...], threads: int, use: str) -> Array[Affine]:
+    """One map, or two of which the second reads the squared ReLU of the first, for inputs and weights of these shapes.
+
+    Forward and backward (`use`) have their own, so that neither finds an address that is the other's.
+    """
+    N = x[:-1].numel()
+    maps = (Affine * len(weights))()
+    for map, (M, K) in zip(maps, weights, strict=True):
+        map.type, map.threads, map.N, map.M, map.K = TYPES[dtype], min(threads, thread_count(N * max(M, K))), N, M, K
+    return maps
 
 
 def _outputs(
@@ -157,20 +165,14 @@ def _outputs(
 ) -> tuple[Tensor, Tensor | None]:
     """Memory for y, or residual + y, and for the packed weights."""
     y = empty(x if residual is None else residual, torch.Size((*x.shape[:-1], len(weight))))
-    back = torch.empty(weight.shape, dtype=x.dtype, device="cpu") if differentiable else None
-    if residual is None:
-        call.y = y.data_ptr()
-    else:
-        call.residual, call.sum = residual.data_ptr(), y.data_ptr()
-    call.back = _address(back)
+    back = weight.new_empty(weight.shape, dtype=x.dtype) if differentiable else None
+    call.weight, call.back, call.residual = weight.data_ptr(), _address(back), _address(residual)
+    call.y, call.sum = (y.data_ptr(), None) if residual is None else (None, y.data_ptr())
     return y, back
 
 
 def _set_grad(call: Affine, x: Tensor, grad: Tensor) -> None:
-    if grad.dtype == x.dtype:
-        call.grad = grad.data_ptr()
-    else:
-        call.grad_sum = grad.data_ptr()
+    call.grad, call.grad_sum = (grad.data_ptr(), None) if grad.dtype == x.dtype else (None, grad.data_ptr())
 
 
 def _address(x: Tensor | None) -> int | None:

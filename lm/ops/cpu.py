@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lm.native.build import Library
-from lm.native.choice import TYPES, thread_count
+from lm.native.choice import TYPES, prepared, thread_count
 from lm.recurrence.cpu import View, empty, view
 from lm.recurrence.portable import rows
 
@@ -110,8 +110,9 @@ class _RMSNorm(torch.autograd.Function):
 def norm_forward(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """y, and 1 / sqrt(mean(x^2) + eps), which backward needs. All tensors are contiguous."""
     y = empty(x, dtype=dtype)
-    scale = torch.empty(x.shape[:-1], dtype=torch.float32, device="cpu")
-    call = _norm(x, weight, scale, dtype)
+    scale = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    call = _norm(x.shape, x.dtype, dtype, thread_count(x.numel()))
+    call.x, call.weight, call.scale = x.data_ptr(), weight.data_ptr(), scale.data_ptr()
     call.eps, call.y = eps, y.data_ptr()
     library().norm_forward(call)
     return y, scale
@@ -122,18 +123,17 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x, to which `residual` is added, and of the weights."""
     grad_x, grad_weight = empty(x), torch.empty_like(weight)
-    call = _norm(x, weight, scale, grad_y.dtype)
-    call.grad_y, call.grad_x, call.grad_weight = (y.data_ptr() for y in (grad_y, grad_x, grad_weight))
+    call = _norm(x.shape, x.dtype, grad_y.dtype, thread_count(x.numel()))
+    call.x, call.weight, call.scale = x.data_ptr(), weight.data_ptr(), scale.data_ptr()
+    call.grad_y, call.grad_x, call.grad_weight = grad_y.data_ptr(), grad_x.data_ptr(), grad_weight.data_ptr()
     call.residual = None if residual is None else residual.data_ptr()
     _check(library().norm_backward(call))
     return grad_x, grad_weight
 
 
-def _norm(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Norm:
-    """What forward and backward share."""
-    call = Norm(TYPES[x.dtype], TYPES[dtype], thread_count(x.numel()), N=scale.numel(), D=weight.numel())
-    call.x, call.weight, call.scale = x.data_ptr(), weight.data_ptr(), scale.data_ptr()
-    return call
+@prepared
+def _norm(shape: torch.Size, x_type: torch.dtype, y_type: torch.dtype, threads: int) -> Norm:
+    return Norm(TYPES[x_type], TYPES[y_type], threads, N=shape[:-1].numel(), D=shape[-1])
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -175,8 +175,9 @@ class _CausalConvolution(torch.autograd.Function):
 def convolution_forward(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """y. The channels of x and past are contiguous, weights and bias entirely."""
     y = empty(x)
-    call = _convolution(x, past, weight)
-    call.y, call.bias = view(y), bias.data_ptr()
+    call = _convolution(x.shape, x.dtype, len(weight), thread_count(x.numel()))
+    call.x, call.past, call.y = view(x), view(past), view(y)
+    call.weight, call.bias = weight.data_ptr(), bias.data_ptr()
     library().convolution_forward(call)
     return y
 
@@ -187,19 +188,17 @@ def convolution_backward(
     """The gradients of x, of past if it is wanted, of the weights and of the bias."""
     K, D = weight.shape
     grad_x, grad_past, grad_weights = empty(x), empty(past) if wants_past else None, weight.new_empty(K + 1, D)
-    call = _convolution(x, past, weight)
-    call.grad_y, call.grad_x, call.grad_weights = view(grad_y), view(grad_x), grad_weights.data_ptr()
-    if grad_past is not None:
-        call.grad_past = view(grad_past)
+    call = _convolution(x.shape, x.dtype, K, thread_count(x.numel()))
+    call.x, call.past, call.grad_y, call.grad_x = view(x), view(past), view(grad_y), view(grad_x)
+    call.grad_past = View() if grad_past is None else view(grad_past)
+    call.weight, call.grad_weights = weight.data_ptr(), grad_weights.data_ptr()
     _check(library().convolution_backward(call))
     return grad_x, grad_past, grad_weights[:-1], grad_weights[-1]
 
 
-def _convolution(x: Tensor, past: Tensor, weight: Tensor) -> Convolution:
-    """What forward and backward share."""
-    call = Convolution(TYPES[x.dtype], thread_count(x.numel()), *x.shape, weight.shape[0], view(x), view(past))
-    call.weight = weight.data_ptr()
-    return call
+@prepared
+def _convolution(shape: torch.Size, dtype: torch.dtype, K: int, threads: int) -> Convolution:
+    return Convolution(TYPES[dtype], threads, *shape, K)
 
 
 class _CrossEntropy(torch.autograd.Function):

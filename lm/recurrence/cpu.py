@@ -5,14 +5,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Array, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lm.native.build import Library
-from lm.native.choice import TYPES, thread_count
+from lm.native.choice import TYPES, prepared, thread_count
 from lm.recurrence.portable import Kind, rows
 
 LARGE = 4 << 20  # bytes from which memory is taken from the pool
@@ -43,10 +43,11 @@ library = Library(Path(__file__).with_name("scan.c"), scan=(c_int, POINTER(Call)
 
 def scan_forward(kind: Kind, x: Sequence[Tensor], h0: Tensor | None) -> tuple[Tensor, Tensor]:
     """(h, h_last) of a scan; see `lm.recurrence.portable.scan_forward`."""
-    x = [rows(part) for part in kind.split(x)]
     h0 = None if h0 is None else h0.contiguous()
-    h = empty(x[0])
-    call, last = _call(kind, x, h, h0)
+    inputs = [rows(part) for part in x]
+    B, T, D = x[0].shape
+    h = empty(x[0], torch.Size((B, T, D if kind == Kind.LINEAR else D // (kind + 1))))
+    call, last = _call(kind, inputs, h, h0)
     call.first = call.h0
     _scan(call)
     return h, last
@@ -62,27 +63,40 @@ def scan_backward(
     grad_last: Tensor | None,
 ) -> Tensor:
     """The gradient of h0, and those of the inputs into `grads`; see `lm.recurrence.portable.scan_backward`."""
-    inputs = [rows(part) for part in kind.split([x, x])]  # of the linear scan, the kernel reads two and uses a alone
+    h0 = None if h0 is None else h0.contiguous()
+    inputs = [rows(x)] * (2 if kind == Kind.LINEAR else 1)  # of the linear scan, the kernel reads two and uses a alone
     h, grad_h = rows(h), rows(grad_h)
     grad_last = None if grad_last is None else grad_last.contiguous()
-    h0 = None if h0 is None else h0.contiguous()
-    call, grad_h0 = _call(kind, inputs, h, h0)
-    call.backward = 1
+    call, grad_h0 = _call(kind, inputs, h, h0, backward=True)
     call.first = None if grad_last is None else grad_last.data_ptr()
     call.grad_h = view(grad_h)
-    call.grad = (View * 3)(*map(view, kind.split(grads)))
+    call.grad = _views(kind, grads)
     _scan(call)
     return grad_h0
 
 
-def _call(kind: Kind, x: Sequence[Tensor], h: Tensor, h0: Tensor | None) -> tuple[Call, Tensor]:
+def _call(kind: Kind, x: Sequence[Tensor], h: Tensor, h0: Tensor | None, backward: bool = False) -> tuple[Call, Tensor]:
     """The arguments that forward and backward share, and the state (B, D) that will leave the scan."""
-    B, T, D = h.shape
-    last = h.new_empty((B, D), dtype=torch.float32)
-    call = Call(kind, TYPES[h.dtype], 0, thread_count(h.numel()), B, T, D, (View * 3)(*map(view, x)), view(h))
+    last = h.new_empty((h.shape[0], h.shape[2]), dtype=torch.float32)
+    call = _prepared_call(kind, h.shape, h.dtype, thread_count(h.numel()), backward)
+    call.input, call.h, call.last = _views(kind, x), view(h), last.data_ptr()
     call.h0 = None if h0 is None else h0.data_ptr()
-    call.last = last.data_ptr()
     return call, last
+
+
+@prepared
+def _prepared_call(kind: Kind, shape: torch.Size, dtype: torch.dtype, threads: int, backward: bool) -> Call:
+    return Call(kind, TYPES[dtype], backward, threads, *shape)
+
+
+def _views(kind: Kind, x: Sequence[Tensor]) -> Array[View]:
+    """The inputs of a scan, or their gradients; those of a cell are side by side in one tensor: `Kind.split`."""
+    if kind == Kind.LINEAR:
+        return (View * 3)(*map(view, x))
+    (packed,) = x
+    batch, time, _ = packed.stride()
+    first, size = packed.data_ptr(), packed.shape[2] // (kind + 1) * packed.element_size()
+    return (View * 3)(*(View(first + i * size, batch, time) for i in range(kind + 1)))
 
 
 def _scan(call: Call) -> None:
@@ -147,5 +161,5 @@ def empty(like: Tensor, shape: torch.Size | None = None, dtype: torch.dtype | No
     """An uninitialised, contiguous tensor, by default of the shape and type of `like`; large ones from the pool."""
     shape, dtype = like.shape if shape is None else shape, like.dtype if dtype is None else dtype
     if shape.numel() * dtype.itemsize < LARGE:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+        return like.new_empty(shape, dtype=dtype)
     return _pool.empty(dtype, shape)

@@ -253,11 +253,20 @@ static void repair(const call *c, const plan *s, float *state) {
     }
 }
 
+/* The next piece of a thread's share that nobody has taken yet; 0 if there is none. */
+INLINE int take(const plan *s, int64_t *taken, int owner, int threads, int64_t *piece) {
+    const int64_t start = owner * s->pieces / threads, end = (owner + 1) * s->pieces / threads;
+    *piece = start + __atomic_fetch_add(taken + owner, 1, __ATOMIC_RELAXED);
+    return *piece < end;
+}
+
 /* Returns 0, or 1 when there is no memory. */
 int scan(const call *c) {
     const plan s = cut(c);
     const int64_t width = c->B * c->D;
     float *state = malloc(2 * s.chunks * width * sizeof(float)), *product = state + s.chunks * width;
+    int64_t taken[c->threads];
+    memset(taken, 0, sizeof taken);
     if (!state) return 1;
     if (c->first) memcpy(state, c->first, width * sizeof(float));
     else memset(state, 0, width * sizeof(float));
@@ -274,12 +283,14 @@ int scan(const call *c) {
 #pragma omp single
             for (int64_t i = width; i < s.chunks * width; i++) state[i] += product[i] * state[i - width];
         }
-#pragma omp for schedule(dynamic) nowait
-        for (int64_t i = 0; i < s.pieces; i++) {
-            int64_t chunk;
-            piece p = choose(c, &s, i, &chunk);
-            advance(c, &p, state + chunk * width + p.b * c->D + p.d);
-        }
+#pragma omp for schedule(static)
+        for (int t = 0; t < c->threads; t++) /* a thread's rows are in its cache: other operations share them out alike */
+            for (int other = 0; other < c->threads; other++)
+                for (int64_t i; take(&s, taken, (t + other) % c->threads, c->threads, &i);) {
+                    int64_t chunk;
+                    piece p = choose(c, &s, i, &chunk);
+                    advance(c, &p, state + chunk * width + p.b * c->D + p.d);
+                }
     }
     repair(c, &s, state);
     memcpy(c->last, state + (s.chunks - 1) * width, width * sizeof(float));

@@ -6,7 +6,7 @@
  */
 #include "product.h"
 
-enum { SLACK = 64, BLOCK = 16 };
+enum { SLACK = 64, MOST_STEPS = 5 };
 
 typedef struct {
     float *p, *momentum;
@@ -17,10 +17,13 @@ typedef struct {
 
 typedef struct {
     int32_t count, steps, threads;
-    float abc[3], lr, decay, momentum, beta2; /* p is multiplied by `decay` */
+    float polynomials[MOST_STEPS][3];
+    float lr, decay, momentum, beta2; /* p is multiplied by `decay` */
 } options;
 
-/* A matrix in the workspace. Rows are padded to whole tiles, and their distance is no power of two (sets of the cache). */
+/* A matrix in the workspace. Rows are padded to whole tiles, and their distance is no power of two (sets of the cache);
+ * their number is a multiple of 4.
+ */
 typedef struct {
     float *data;
     int64_t stride;
@@ -28,10 +31,37 @@ typedef struct {
 
 static int64_t stride_of(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS * COLUMNS + LANES; }
 
+/* Floats of a matrix; the last tile reads beyond the last row. */
+static int64_t size_of_grid(int64_t rows, int64_t columns) { return (rows + 3) / 4 * 4 * stride_of(columns) + SLACK; }
+
 static grid take(float **memory, int64_t rows, int64_t columns) {
     const grid taken = {*memory, stride_of(columns)};
-    *memory += rows * taken.stride + SLACK; /* the last tile reads beyond the last row */
+    *memory += size_of_grid(rows, columns);
     return taken;
+}
+
+typedef float quad __attribute__((vector_size(16), aligned(4)));
+
+INLINE quad low(quad a, quad b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+INLINE quad high(quad a, quad b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+
+/* Four rows and columns of `from`, transposed. */
+INLINE void transpose(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    quad x[4];
+    for (int i = 0; i < 4; i++) memcpy(x + i, from + i * from_stride, sizeof(quad));
+    const quad a = low(x[0], x[2]), b = low(x[1], x[3]), c = high(x[0], x[2]), d = high(x[1], x[3]);
+    const quad y[4] = {low(a, b), high(a, b), low(c, d), high(c, d)};
+    for (int i = 0; i < 4; i++) memcpy(to + i * to_stride, y + i, sizeof(quad));
+}
+
+/* Copies the upper half of a symmetric matrix (n, n) to its lower half. */
+static void mirror(int64_t n, grid x) {
+    for (int64_t i = 0; i < n; i += 4) {
+        const float *row = x.data + i * x.stride;
+        for (int64_t j = i + 4; j < n; j += 4) transpose(row + j, x.stride, x.data + j * x.stride + i, x.stride);
+        for (int r = 0; r < 4; r++)
+            for (int q = r + 1; q < 4; q++) x.data[(i + q) * x.stride + i + r] = x.data[(i + r) * x.stride + i + q];
+    }
 }
 
 /* out (n, m) = a' b for a (depth, n) and b (depth, m), which is neither. A symmetric result is mirrored from its upper
@@ -48,19 +78,19 @@ static void multiply(
             multiply_floats(depth, (const unit *)a.data + i, 1, a.stride, (const unit *)panel, COLUMNS, sum);
             const int rows = n - i < ROWS ? n - i : ROWS;
             for (int r = 0; r < rows; r++) memcpy(out.data + (i + r) * out.stride + j, sum[r], sizeof sum[r]);
-            for (int64_t q = 0; symmetric && q < COLUMNS && j + q < m; q++)
-                for (int r = 0; r < rows; r++) out.data[(j + q) * out.stride + i + r] = ((const float *)sum[r])[q];
         }
     }
+    if (symmetric) mirror(n, out);
 }
 
 /* g (n, n) -> the product of p = a + b g + c g^2 over all steps, each of which takes g to p g p; in one of the four. */
-static grid polynomial(int64_t n, int steps, const float *abc, grid g, grid p, grid product, grid spare, float *panel) {
+static grid polynomial(int64_t n, const options *o, grid g, grid p, grid product, grid spare, float *panel) {
     for (int64_t i = 0; i < n; i++) {
         memset(product.data + i * product.stride, 0, n * sizeof(float));
         product.data[i * product.stride + i] = 1;
     }
-    for (int step = 0; step < steps; step++) {
+    for (int step = 0; step < o->steps; step++) {
+        const float *abc = o->polynomials[step];
         multiply(n, n, n, g, g, p, 1, panel);
         for (int64_t i = 0; i < n; i++) {
             float *row = p.data + i * p.stride;
@@ -72,7 +102,7 @@ static grid polynomial(int64_t n, int steps, const float *abc, grid g, grid p, g
         else for (int64_t i = 0; i < n; i++) memcpy(spare.data + i * spare.stride, p.data + i * p.stride, n * sizeof(float));
         const grid old = product;
         product = spare, spare = old;
-        if (step == steps - 1) break;
+        if (step == o->steps - 1) break;
         multiply(n, n, n, p, g, spare, 1, panel);
         multiply(n, n, n, spare, p, g, 1, panel);
     }
@@ -91,9 +121,10 @@ static void move(const matrix *m, float momentum, grid u, grid v) {
             row[j] = old[j] - (1 - momentum) * (old[j] - grad[j]);
         }
     }
-    for (int64_t r = 0; r < m->rows; r += BLOCK)
-        for (int64_t c = 0; c < m->columns; c++)
-            for (int64_t i = r; i < r + BLOCK && i < m->rows; i++) v.data[c * v.stride + i] = u.data[i * u.stride + c];
+    for (int64_t r = 0; r < m->rows; r += 4) {
+        const float *row = u.data + r * u.stride;
+        for (int64_t c = 0; c < m->columns; c += 4) transpose(row + c, u.stride, v.data + c * v.stride + r, v.stride);
+    }
 }
 
 /* NorMuon (arXiv 2510.05491): the factors of the rows of an update, which keep its norm; see `row_factors` in optim.py. */
@@ -130,7 +161,7 @@ static void update(const matrix *m, const options *o, float *memory) {
     for (int64_t i = 0; i < n; i++) trace += g.data[i * g.stride + i];
     const float norm = sqrt(trace) + 1e-7;
     for (int64_t i = 0; i < n; i++) { LOOP(n) g.data[i * g.stride + j] /= norm * norm; }
-    const grid f = polynomial(n, o->steps, o->abc, g, squares[1], squares[2], squares[3], panel);
+    const grid f = polynomial(n, o, g, squares[1], squares[2], squares[3], panel);
     for (int64_t i = 0; i < n; i++) { LOOP(n) f.data[i * f.stride + j] /= norm; }
     if (tall) multiply(m->rows, n, n, v, f, out, 0, panel);
     else multiply(n, m->columns, n, f, u, out, 0, panel);
@@ -148,8 +179,8 @@ static void update(const matrix *m, const options *o, float *memory) {
 /* Floats that `update` takes. */
 static int64_t room(const matrix *m) {
     const int64_t n = m->rows < m->columns ? m->rows : m->columns, depth = m->rows + m->columns - n;
-    const int64_t whole = 2 * m->rows * stride_of(m->columns) + m->columns * stride_of(m->rows);
-    return whole + 4 * n * stride_of(n) + 7 * SLACK + m->rows + depth * COLUMNS;
+    const int64_t whole = 2 * size_of_grid(m->rows, m->columns) + size_of_grid(m->columns, m->rows);
+    return whole + 4 * size_of_grid(n, n) + m->rows + depth * COLUMNS;
 }
 
 /* Updates all matrices. Returns 1 if there is no memory: some of them may then be as before. */

@@ -18,8 +18,8 @@ class MuonAdamW(Optimizer):
     """Muon and AdamW as one optimiser; each parameter group has its algorithm.
 
     Args:
-        groups: have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum` and
-            `beta2`, 0 for Muon without NorMuon's second moment.
+        groups: have `algorithm` ("muon" or "adamw"), `lr`, `weight_decay`; AdamW also `betas`, Muon `momentum`,
+            `polynomials` (see `lm.training.muon.POLYNOMIALS`) and `beta2`, 0 for Muon without NorMuon's second moment.
             Weight decay is decoupled: p <- p (1 - lr * weight_decay).
     """
 
@@ -30,7 +30,8 @@ class MuonAdamW(Optimizer):
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups, {"weight_decay": 0.0, "betas": (0.9, 0.99), "momentum": 0.95, "beta2": 0.0})
+        defaults = {"weight_decay": 0.0, "betas": (0.9, 0.99), "momentum": 0.95, "beta2": 0.0, "polynomials": "jordan5"}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -106,8 +107,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> MuonAdamW:
     ]
     if muon:
         shared = {"lr": config.muon_lr, "momentum": config.momentum, "beta2": config.muon_beta2}
-        shared["weight_decay"] = config.weight_decay
-        groups.append({"algorithm": "muon", "params": muon, **shared})
+        how = {"weight_decay": config.weight_decay, "polynomials": config.muon_polynomials}
+        groups.append({"algorithm": "muon", "params": muon, **shared, **how})
     for group in groups:
         group["peak_lr"], group["first_decay"] = group["lr"], group.get("weight_decay", 0.0)
     return MuonAdamW(groups)

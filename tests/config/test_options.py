@@ -15,8 +15,8 @@ model: {mixer: mingru, options: {expansion: null, convolution: null, gate_bias: 
         window: null, positions: null}, width: 128, layers: 3, mlp: relu2, mlp_expansion: 4.0, residual_init: 0.0,
         dropout: 0.0, compile: false}
 optim: {name: muon, lr: 0.01, muon_lr: 0.02, weight_decay: 0.1, final_weight_decay: null, beta1: 0.9, beta2: 0.99,
-        momentum: 0.95, muon_beta2: 0.95, warmup_steps: 50, schedule: linear, decay: 0.2, final_lr: 0.0, cycles: 1,
-        ema: 0.0, clip: 1.0}
+        momentum: 0.95, muon_beta2: 0.95, muon_polynomials: polar4, warmup_steps: 50, schedule: linear, decay: 0.2,
+        final_lr: 0.0, cycles: 1, ema: 0.0, clip: 1.0}
 distill: {teachers: [], weight: 0.5}
 trainer: {max_steps: null, max_minutes: 2.0, patience: 0, precision: auto, accumulate: 1, chunk: 0, split: batch,
           accelerator: auto, devices: 1, strategy: auto, num_nodes: 1}
@@ -60,6 +60,7 @@ CHOICES = {
     "data.tuning": [False, True],
     "eval.streaming": [False, True],
     "optim.name": ["muon", "adamw"],
+    "optim.muon_polynomials": ["polar3", "polar4", "polar5", "jordan5"],
     "optim.schedule": ["linear", "cosine", "constant"],
     "trainer.precision": ["auto", 32, "bf16-mixed", "16-mixed"],
     "trainer.split": ["batch", "time"],
