@@ -4,10 +4,11 @@
     squared_relu(x)                             y = max(x, 0)^2
     causal_convolution(x, past, weight, bias)   y_t = bias + sum over k < K of weight_k x_{t - K + 1 + k}
     cross_entropy(logits, targets)              mean of log(sum over v of exp(x_v)) - x_target
+    total_norm(tensors)                         the norm of all elements together
     linear(x, weight, bias)                     y = x weight' + bias
     squared_relu_mlp(x, up, down)               y = max(x up', 0)^2 down'
 
-On a CPU the first four are one or two passes over a sequence, forward and backward (elementwise.c), the others products
+On a CPU the first five are one or two passes over a sequence, forward and backward (elementwise.c), the others products
 of matrices with what is between them (affine.c); `lm.ops.branch` joins them to whole residual branches. PyTorch's
 operations compute single steps, for which a native call takes longer, and everything on other devices, under
 torch.compile and torch.func, and where types, sizes or a missing compiler leave no choice. The native kernels can be
@@ -33,6 +34,7 @@ __all__ = [
     "rms_norm",
     "squared_relu",
     "squared_relu_mlp",
+    "total_norm",
 ]
 
 
@@ -95,6 +97,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tenso
     if targets.dtype == torch.int64 and type(targets) is Tensor and targets.device == logits.device and _native(logits):
         return cpu.cross_entropy(logits, targets, ignored)
     return functional.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=ignored)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all elements of the tensors together; not differentiable."""
+    plain = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
+    native = len(tensors) > 0 and plain and choose(tensors[0], portable, cpu) is cpu
+    return (cpu if native else portable).total_norm(tensors)
 
 
 def squared_relu(x: Tensor) -> Tensor:

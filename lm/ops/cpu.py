@@ -4,7 +4,8 @@ Inputs are float32, bfloat16 or float16, weights float32; sums are made in float
 """
 
 import ctypes
-from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -60,6 +61,12 @@ class Entropy(ctypes.Structure):
     ]
 
 
+class Span(ctypes.Structure):
+    """`span` of elementwise.c."""
+
+    _fields_ = [("data", c_void_p), ("count", c_int64)]
+
+
 library = Library(
     Path(__file__).with_name("elementwise.c"),
     norm_forward=(None, POINTER(Norm)),
@@ -69,6 +76,7 @@ library = Library(
     convolution_backward=(c_int, POINTER(Convolution)),
     entropy_forward=(c_int64, POINTER(Entropy), POINTER(c_float)),
     entropy_backward=(None, POINTER(Entropy)),
+    total_norm=(c_double, POINTER(Span), c_int64, POINTER(c_double), c_int),
 )
 
 
@@ -91,6 +99,13 @@ def causal_convolution(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) ->
 def cross_entropy(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
     """See `lm.ops.cross_entropy`."""
     return _CrossEntropy.apply(logits.contiguous(), targets.contiguous(), ignored)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """See `lm.ops.total_norm`; the tensors are contiguous."""
+    spans = (Span * len(tensors))(*(Span(x.data_ptr(), x.numel()) for x in tensors))
+    sums, threads = (c_double * len(tensors))(), thread_count(sum(x.numel() for x in tensors))
+    return torch.tensor(library().total_norm(spans, len(tensors), sums, threads), device="cpu", dtype=torch.float32)
 
 
 class _RMSNorm(torch.autograd.Function):

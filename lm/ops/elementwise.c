@@ -1,4 +1,4 @@
-/* Operations of few passes: RMS norm, squared ReLU, causal convolution, cross-entropy.
+/* Operations of few passes: RMS norm, squared ReLU, causal convolution, cross-entropy, the norm of several tensors.
  *
  * Rows are read and written in tiles of channels, as floats. Gradients of weights are sums over all rows; they are made
  * in CHUNKS parts and then added up, so that they do not depend on the number of threads.
@@ -274,4 +274,33 @@ void entropy_backward(const entropy *c) {
             store(c->type, grad, n);
         }
     }
+}
+
+/* ---- the norm of several tensors ---- */
+
+typedef struct {
+    const float *data;
+    int64_t count;
+} span;
+
+static double squares_of(span x) {
+    double total = 0;
+    for (int64_t i = 0; i < x.count; i += TILE) {
+        const float *tile = x.data + i;
+        const int n = tile_size(x.count, i);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < n; j++) sum += tile[j] * tile[j];
+        total += sum;
+    }
+    return total;
+}
+
+/* The norm of all elements together. Each tensor is summed by one thread, into `sums` (count). */
+double total_norm(const span *tensors, int64_t count, double *sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t i = 0; i < count; i++) sums[i] = squares_of(tensors[i]);
+    double total = 0;
+    for (int64_t i = 0; i < count; i++) total += sums[i];
+    return sqrt(total);
 }

@@ -1,7 +1,9 @@
 """The operations of `lm.ops` as PyTorch computes them: on any device, in any type, differentiable, compilable."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -25,3 +27,8 @@ def causal_convolution(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) ->
     for i in range(K - 1):
         y = torch.addcmul(y, padded[:, i : i + T], weight[i])
     return y
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """See `lm.ops.total_norm`."""
+    return nn.utils.get_total_norm(tensors)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from lm.config.options import DEFAULT_LR, OptimConfig
+from lm.ops import total_norm
 from lm.training import muon
 
 
@@ -120,7 +121,7 @@ def clip_gradients(optimizer: Optimizer, largest: float) -> Tensor:
     Returns that norm before the scaling.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = total_norm([p.grad for p in parameters])
     if largest and not (norm.device.type == "cpu" and norm <= largest):  # asking a GPU would wait for it
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

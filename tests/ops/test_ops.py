@@ -418,6 +418,28 @@ def test_wrong_shapes():
         ops.causal_convolution(x, None, torch.ones(2, 4), torch.ones(1))
 
 
+def test_norm_of_several_tensors(backend):
+    by_hand = ops.total_norm([torch.tensor([[3.0, -4.0]]), torch.tensor(12.0), torch.ones(0)])
+    assert by_hand.item() == 13 and by_hand.dtype == torch.float32 and by_hand.shape == ()
+    assert ops.total_norm([]).item() == 0
+    tensors = [torch.randn(size) for size in (1, 511, 512, 513, 5000)] + [torch.randn(30, 40).T]
+    expected = torch.cat([x.flatten() for x in tensors]).double().norm()
+    torch.testing.assert_close(ops.total_norm(tensors).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ops.total_norm([x.double() for x in tensors]), expected)
+    for value in (float("nan"), float("inf")):
+        assert ops.total_norm([*tensors, torch.tensor([value])]).item() == pytest.approx(value, nan_ok=True)
+
+
+def test_norm_of_several_tensors_on_any_number_of_threads(compiler, threads, monkeypatch):
+    monkeypatch.setattr(choice, "SMALL", 1)
+    tensors = [torch.randn(size) for size in (3, 700, 70_000, 70_000)]
+    results = []
+    for number in (1, 2, 3):
+        threads(number)
+        results.append(cpu.total_norm(tensors).item())
+    assert len(set(results)) == 1
+
+
 def test_no_memory():
     with pytest.raises(MemoryError, match="gradients of the weights"):
         cpu._check(1)
