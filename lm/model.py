@@ -16,7 +16,7 @@ from torch.nn.functional import gelu, silu
 from lm.config.options import ModelConfig
 from lm.files import UserError
 from lm.mixers import MIXERS, Mixer, State
-from lm.ops import Linear, RMSNorm, branch_type, squared_relu_mlp
+from lm.ops import Dropout, Linear, RMSNorm, branch_type, squared_relu_mlp
 from lm.ops.branch import MLPBranch
 
 ModelState = tuple[State, ...]
@@ -42,12 +42,12 @@ class MLP(nn.Module):
         gate, x = x.chunk(2, dim=-1)
         return self.down(silu(gate) * x)
 
-    def branch(self, x: Tensor, norm: RMSNorm, dropout: nn.Dropout) -> Tensor:
+    def branch(self, x: Tensor, norm: RMSNorm, dropout: Dropout) -> Tensor:
         """x + dropout(forward(norm(x)))."""
         drops = dropout.training and dropout.p > 0
         dtype = None if drops or self.kind != "relu2" else branch_type(x, [self.up, self.down], [norm.weight])
         if dtype is None:
-            return x + dropout(self(norm(x)))
+            return dropout.add(x, self(norm(x)))
         return MLPBranch.apply(dtype, norm.epsilon, x.contiguous(), norm.weight, self.up.weight, self.down.weight)
 
 
@@ -60,7 +60,7 @@ class Block(nn.Module):
         self.norm_mixer = RMSNorm(config.width)
         self.mlp = None if config.mlp == "none" else MLP(config.width, config.mlp_expansion, config.mlp)
         self.norm_mlp = None if self.mlp is None else RMSNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def init_state(self, batch: int) -> State:
         return self.mixer.init_state(batch)
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.mixer.step(self.norm_mixer(x), state)
-        return self._add_mlp(x + self.dropout(y)), state
+        return self._add_mlp(self.dropout.add(x, y)), state
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         if self.mlp is None or self.norm_mlp is None:
@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocabulary: int, config: ModelConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         blocks = [Block(mixer, config) for mixer in make_mixers(config)]
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # for mypy
         self.norm = RMSNorm(config.width)

@@ -6,7 +6,7 @@ To add a mixer, write a subclass in a file of its own, and declare it in `lm.con
 import torch
 from torch import Tensor, nn
 
-from lm.ops import RMSNorm, causal_convolution
+from lm.ops import Dropout, RMSNorm, causal_convolution
 
 State = tuple[Tensor, ...]
 """The state of a mixer: real tensors with the batch first. Only the mixer that made it knows what they mean."""
@@ -23,10 +23,10 @@ class Mixer(nn.Module):
         """All steps of x (B, T, D), any T >= 1, in parallel; from the initial state by default."""
         raise NotImplementedError
 
-    def branch(self, x: Tensor, state: State | None, norm: RMSNorm, dropout: nn.Dropout) -> tuple[Tensor, State]:
+    def branch(self, x: Tensor, state: State | None, norm: RMSNorm, dropout: Dropout) -> tuple[Tensor, State]:
         """x + dropout(y), where `forward` gives y and the state for norm(x)."""
         y, state = self.forward(norm(x), state)
-        return x + dropout(y), state
+        return dropout.add(x, y), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step, x (B, D). Equal to `forward` on a sequence of one; constant in time and memory."""

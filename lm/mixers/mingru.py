@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from lm.mixers.base import CausalConvolution, Mixer, State
 from lm.mixers.split import first_state, is_split, last_inputs
-from lm.ops import Linear, RMSNorm, branch_type
+from lm.ops import Dropout, Linear, RMSNorm, branch_type
 from lm.ops.branch import CellBranch
 from lm.recurrence import mingru_scan
 from lm.recurrence.portable import Kind, compute_type, g, gate_logits, widen
@@ -66,7 +66,7 @@ class MinGRU(Mixer):
         h, h_last = self.scan(projection, h0)
         return self.down(h), (h_last, *kept)
 
-    def branch(self, x: Tensor, state: State | None, norm: RMSNorm, dropout: nn.Dropout) -> tuple[Tensor, State]:
+    def branch(self, x: Tensor, state: State | None, norm: RMSNorm, dropout: Dropout) -> tuple[Tensor, State]:
         if (dtype := self._fused_type(x, norm, dropout)) is None or isinstance(self.down, nn.Identity):
             return super().branch(x, state, norm, dropout)
         h0, *past = state if state is not None else (None, None)
@@ -78,7 +78,7 @@ class MinGRU(Mixer):
         )
         return y, tuple(tensor for tensor in kept if tensor is not None)
 
-    def _fused_type(self, x: Tensor, norm: RMSNorm, dropout: nn.Dropout) -> torch.dtype | None:
+    def _fused_type(self, x: Tensor, norm: RMSNorm, dropout: Dropout) -> torch.dtype | None:
         """The type in which `CellBranch` is to multiply; None where `forward` is to be used."""
         others, taps = [norm.weight], self.convolution
         if taps is not None:

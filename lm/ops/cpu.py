@@ -5,7 +5,7 @@ Inputs are float32, bfloat16 or float16, weights float32; sums are made in float
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_uint32, c_void_p
 from pathlib import Path
 
 import torch
@@ -61,6 +61,19 @@ class Entropy(ctypes.Structure):
     ]
 
 
+class Dropout(ctypes.Structure):
+    """`dropout` of elementwise.c."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("x_type", "out_type", "threads")),
+        ("seed", c_uint32 * 2),
+        ("least", c_uint32),
+        ("scale", c_float),
+        ("count", c_int64),
+        *((name, c_void_p) for name in ("x", "residual", "out")),
+    ]
+
+
 class Span(ctypes.Structure):
     """`span` of elementwise.c."""
 
@@ -76,6 +89,7 @@ library = Library(
     convolution_backward=(c_int, POINTER(Convolution)),
     entropy_forward=(c_int64, POINTER(Entropy), POINTER(c_float)),
     entropy_backward=(None, POINTER(Entropy)),
+    dropout_apply=(None, POINTER(Dropout)),
     total_norm=(c_double, POINTER(Span), c_int64, POINTER(c_double), c_int),
 )
 
@@ -99,6 +113,12 @@ def causal_convolution(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) ->
 def cross_entropy(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
     """See `lm.ops.cross_entropy`."""
     return _CrossEntropy.apply(logits.contiguous(), targets.contiguous(), ignored)
+
+
+def dropout(x: Tensor, residual: Tensor | None, p: float) -> Tensor:
+    """See `lm.ops.Dropout`; 0 < p < 1, and a residual is float32."""
+    seed = int(torch.randint(1 << 62, (), device="cpu"))
+    return _Dropout.apply(x.contiguous(), None if residual is None else residual.contiguous(), p, seed)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -243,6 +263,30 @@ def _entropy(logits: Tensor, targets: Tensor, ignored: int, sums: Tensor) -> Ent
     call.x, call.targets = logits.data_ptr(), targets.data_ptr()
     call.losses, call.largest, call.log_sums = (y.data_ptr() for y in sums)
     return call
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, residual: Tensor | None, p: float, seed: int) -> Tensor:
+        ctx.p, ctx.seed, ctx.dtype, ctx.adds = p, seed, x.dtype, residual is not None
+        return dropout_apply(x, residual, p, seed, x.dtype if residual is None else residual.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        grad_x = dropout_apply(grad.contiguous(), None, ctx.p, ctx.seed, ctx.dtype)
+        return grad_x, grad if ctx.adds else None, None, None
+
+
+def dropout_apply(x: Tensor, residual: Tensor | None, p: float, seed: int, dtype: torch.dtype) -> Tensor:
+    """residual + dropout(x) in `dtype`, with the random bits of this seed, below 2^64."""
+    out = empty(x, dtype=dtype)
+    call = Dropout(TYPES[x.dtype], TYPES[dtype], thread_count(x.numel()), (seed & 0xFFFFFFFF, seed >> 32))
+    call.least, call.scale, call.count = round(p * (1 << 32)), 1 / (1 - p), x.numel()
+    call.x, call.out = x.data_ptr(), out.data_ptr()
+    call.residual = None if residual is None else residual.data_ptr()
+    library().dropout_apply(call)
+    return out
 
 
 def _check(error: int) -> None:

@@ -1,4 +1,4 @@
-/* Operations of few passes: RMS norm, squared ReLU, causal convolution, cross-entropy, the norm of several tensors.
+/* Operations of few passes: RMS norm, squared ReLU, causal convolution, cross-entropy, dropout, the norm of several tensors.
  *
  * Rows are read and written in tiles of channels, as floats. Gradients of weights are sums over all rows; they are made
  * in CHUNKS parts and then added up, so that they do not depend on the number of threads.
@@ -273,6 +273,50 @@ void entropy_backward(const entropy *c) {
             if (c->targets[r] >= v && c->targets[r] < v + n) grad.values[c->targets[r] - v] -= scale;
             store(c->type, grad, n);
         }
+    }
+}
+
+/* ---- dropout: x / (1 - p) with probability 1 - p, else 0 ---- */
+
+typedef struct {
+    int32_t x_type, out_type, threads;
+    uint32_t seed[2], least; /* elements are kept whose 32 random bits are not below `least` = 2^32 p */
+    float scale;             /* 1 / (1 - p) */
+    int64_t count;
+    const char *x;
+    const float *residual; /* is added; or null */
+    char *out;
+} dropout;
+
+/* C. Wellons's hash "triple32" of an element's index, to which the seed is added before and within it: bits that depend on
+ * nothing else need no memory until backward, and can be made by any thread.
+ */
+INLINE uint32_t random_bits(uint32_t index, uint32_t before, uint32_t within) {
+    uint32_t x = index + before;
+    x ^= x >> 17, x *= 0xed5ad4bbu;
+    x ^= within;
+    x ^= x >> 11, x *= 0xac4c1b51u;
+    x ^= x >> 15, x *= 0x31848babu;
+    return x ^ x >> 14;
+}
+
+void dropout_apply(const dropout *c) {
+    const int64_t tiles = (c->count + TILE - 1) / TILE;
+#pragma omp parallel for num_threads(c->threads) schedule(static)
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        float x_buffer[TILE], buffer[TILE];
+        const int64_t i = tile * TILE;
+        const int n = tile_size(c->count, i);
+        const uint32_t first = i, before = c->seed[0], within = c->seed[1] + (uint32_t)(i >> 32) * 0x9e3779b9u;
+        const uint32_t least = c->least;
+        const float scale = c->scale, *x = read(c->x_type, element(c->x_type, c->x, i), n, x_buffer);
+        output out = open_row(c->out_type, element(c->out_type, c->out, i), buffer);
+        LOOP(n) out.values[j] = random_bits(first + j, before, within) >= least ? x[j] * scale : 0;
+        if (c->residual) {
+            const float *more = c->residual + i;
+            LOOP(n) out.values[j] += more[j];
+        }
+        store(c->out_type, out, n);
     }
 }
 
