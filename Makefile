@@ -65,6 +65,8 @@ paper-full: .venv/ready
 	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml) --runs $(FULL)
 	$(BIN)/char-lm compare $(FULL) --png docs/paper_full.png --insert docs/reproduction.md#paper_full
 	$(BIN)/char-lm evaluate $(FULL)/*-seed1 --insert docs/reproduction.md#paper_full_streaming
+	for name in mingru minlstm mamba transformer; do $(BIN)/char-lm bench step --config configs/paper/$$name.yaml \
+	  --steps 4 --repeat 3 --json docs/paper_full/$$name.json || exit; done
 	$(BIN)/char-lm reproduction --parts full --full $(FULL) --insert docs/reproduction.md
 
 # docs/reproduction.md: selective copying at the paper's length. Finished runs are skipped, interrupted ones resumed.

@@ -115,8 +115,13 @@ def memory(numbers: dict[str, Any]) -> Iterator[Row]:
         yield Row(f"{name} takes more memory than {base}", f"+{paper} %", ours, verdict, "`char-lm bench length`")
 
 
-def language(runs: Systems, where: str = "Shakespeare") -> Iterator[Row]:
-    """Losses of language modelling, and the steps and seconds to the Transformer's best; `where` begins each claim."""
+def language(runs: Systems, where: str = "Shakespeare", speeds: dict[str, float] | None = None) -> Iterator[Row]:
+    """Losses of language modelling, and the steps and seconds to the Transformer's best.
+
+    Args:
+        where: begins each claim.
+        speeds: seconds per step of each system, measured side by side; without them those of the runs count.
+    """
     transformer = runs.best("transformer").mean
     for name, paper in LOSSES.items():
         verdict, ahead = "-", transformer - runs.best(name).mean
@@ -126,7 +131,7 @@ def language(runs: Systems, where: str = "Shakespeare") -> Iterator[Row]:
             verdict = f"{beside(ahead)} than the Transformer (paper: {paper - LOSSES['transformer']:+.3f})"
         known = f"{paper} at step {BEST_STEPS[name]:,}"
         yield Row(f"{where}, {name}: best loss", known, best_loss(runs, name), verdict, runs.source(name))
-    yield from to_target(runs, where)
+    yield from to_target(runs, where, speeds=speeds)
     if LEARNED in runs.runs:
         verdict = f"{beside(transformer - runs.best(LEARNED).mean)} than with rotary positions"
         yield Row(f"{where}, {LEARNED}: best loss", "-", best_loss(runs, LEARNED), verdict, runs.source(LEARNED))
@@ -149,7 +154,9 @@ def beside(ahead: float) -> str:
     return f"{abs(ahead):.3f} {'better' if ahead > 0 else 'worse'}"
 
 
-def to_target(runs: Systems, where: str, yardstick: str = "transformer") -> Iterator[Row]:
+def to_target(
+    runs: Systems, where: str, yardstick: str = "transformer", speeds: dict[str, float] | None = None
+) -> Iterator[Row]:
     """What each needs to reach a Transformer's best loss: the worst of its seeds', so that all of them reach it."""
     target = table.default_target(runs.runs.get(yardstick, []), "val/loss")
     if target is None:
@@ -163,11 +170,17 @@ def to_target(runs: Systems, where: str, yardstick: str = "transformer") -> Iter
             fewer = BEST_STEPS["transformer"] / BEST_STEPS[name]
             paper = f"{'2.5 x fewer; ' if name == 'mingru' else ''}to the own best {fewer:.1f} x fewer"
             claim = f"{where}, {name}: steps to the best loss of {yardstick}, {target:.4f}"
-            yield Row(claim, paper, *steps_and_seconds(found[name], found[yardstick]), runs.source(name))
+            known = speeds and name in speeds and yardstick in speeds
+            faster = speeds[yardstick] / speeds[name] if speeds and known else None
+            yield Row(claim, paper, *steps_and_seconds(found[name], found[yardstick], faster), runs.source(name))
 
 
-def steps_and_seconds(ours: table.Arrival, transformer: table.Arrival) -> tuple[str, str]:
-    """What a system needs to the target beside the Transformer, in words, and the verdict."""
+def steps_and_seconds(ours: table.Arrival, transformer: table.Arrival, faster: float | None = None) -> tuple[str, str]:
+    """What a system needs to the target beside the Transformer, in words, and the verdict.
+
+    Args:
+        faster: how many times as fast its steps are, if that was measured apart from the runs.
+    """
     count, slow = len(ours.group.runs), transformer.at
     if not transformer.reached or not ours.group.has("val/loss"):
         return MISSING, "-"
@@ -175,6 +188,7 @@ def steps_and_seconds(ours: table.Arrival, transformer: table.Arrival) -> tuple[
         return f"none of {count} seeds reaches it", "disagrees"
     steps, seconds = (slow[axis].mean / ours.at[axis].mean for axis in ("step", "train_seconds"))
     text = f"{ours.at['step'].mean:,.0f} against {slow['step'].mean:,.0f} steps: {steps:.1f} x fewer"
+    seconds = seconds if faster is None else steps * faster
     text += f"; {seconds:.1f} x less time"
     text += f" ({ours.reached} of {count} seeds reach it)" if ours.reached < count else ""
     return text, "agrees" if steps >= 2 else "fewer, but less so" if steps > 1.05 else "disagrees"
@@ -223,6 +237,13 @@ def read_json(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: not a benchmark's numbers: {error}") from None
 
 
+def read_speeds(folder: str) -> dict[str, float]:
+    """Seconds per step by system, of those whose `NAME.json` by `char-lm bench step` is in this folder."""
+    found = {name: read_json(f"{folder}/{name}.json").get("results", []) for name in LOSSES}
+    steps = {name: [row["times"] for row in rows if row["name"] == "whole step"] for name, rows in found.items()}
+    return {name: statistics.median(times[0]) for name, times in steps.items() if times}
+
+
 Part = Literal["cell", "language", "full", "copying", "full_copying"]
 """The parts of the table, each from its own runs or numbers and between its own marks."""
 
@@ -237,6 +258,8 @@ class Options:
     """runs of the language modelling, scaled down"""
     full: str = "runs/paper_full"
     """runs of the language modelling at full size"""
+    full_speed: str = "docs/paper_full"
+    """numbers of `char-lm bench step` for it: a file NAME.json for each system"""
     copying: str = "runs/paper_copying"
     """runs of the selective copying, scaled down"""
     full_copying: str = "runs/paper_copying_full"
@@ -271,7 +294,7 @@ def rows(part: Part, options: Options) -> Iterator[Row]:
     elif part == "language":
         yield from language(Systems(options.language), "Shakespeare, scaled")
     elif part == "full":
-        yield from language(Systems(options.full), "Shakespeare, full size")
+        yield from language(Systems(options.full), "Shakespeare, full size", read_speeds(options.full_speed))
     elif part == "copying":
         yield from copying(Systems(options.copying))
     else:

@@ -8,7 +8,7 @@ from lm.analysis import reproduction
 from tests import commands
 from tests.fake_runs import change_summary, run_of
 
-FOLDERS = "language", "full", "copying", "full_copying", "length", "parameters"
+FOLDERS = "language", "full", "full_speed", "copying", "full_copying", "length", "parameters"
 
 
 @pytest.fixture
@@ -58,6 +58,19 @@ def test_full_size_runs_have_rows_of_their_own(table, tmp_path):
     expected = ["1.575 at step 400", "1.500 at step 100 (1 seed)"]
     assert rows["Shakespeare, full size, mamba: best loss"][:2] == expected
     assert rows["Shakespeare, scaled, mamba: best loss"][1] == reproduction.MISSING
+
+
+def test_seconds_at_full_size_are_those_of_steps_measured_side_by_side(table, tmp_path):
+    """Where both were; a run's own clock also counts what other programs took."""
+    for system, losses in {"mingru": [2.0, 1.6], "minlstm": [2.0, 1.6], "transformer": [1.9, 1.8, 1.6]}.items():
+        run_of(tmp_path / "full", f"{system}-seed1", dict(enumerate(losses, start=1)))
+    (tmp_path / "full_speed").mkdir()
+    for name, seconds in {"mingru": 0.2, "transformer": 0.8}.items():
+        rows = [{"name": "forward", "times": [9.0]}, {"name": "whole step", "times": [5.0, seconds, 0.1]}]
+        (tmp_path / "full_speed" / f"{name}.json").write_text(json.dumps({"results": rows}))
+    rows, claim = table(), "Shakespeare, full size, {}: steps to the best loss of transformer, 1.6000"
+    assert rows[claim.format("mingru")][1] == "2 against 3 steps: 1.5 x fewer; 6.0 x less time"
+    assert rows[claim.format("minlstm")][1] == "2 against 3 steps: 1.5 x fewer; 1.5 x less time"
 
 
 def test_only_finished_runs_count(table, tmp_path):
