@@ -63,7 +63,7 @@ FULL ?= runs/paper_full
 paper-full: .venv/ready
 	@echo "four trainings, about 8 hours on two cores that multiply bfloat16, minutes on a GPU; the runs are in $(FULL)"
 	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml) --runs $(FULL)
-	$(BIN)/char-lm compare $(FULL) --png docs/paper_full.png --insert docs/reproduction.md#paper_full
+	$(BIN)/char-lm compare $(FULL) --png docs/paper_full.png --x flops --insert docs/reproduction.md#paper_full
 	$(BIN)/char-lm evaluate $(FULL)/*-seed1 --insert docs/reproduction.md#paper_full_streaming
 	for name in mingru minlstm mamba transformer; do $(BIN)/char-lm bench step --config configs/paper/$$name.yaml \
 	  --steps 4 --repeat 3 --json docs/paper_full/$$name.json || exit; done

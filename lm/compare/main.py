@@ -48,7 +48,7 @@ class Options:
     metric: Literal["val/loss", "val/loss_streaming"] = "val/loss"
     """loss to compare: val/loss or val/loss_streaming"""
     x: Literal["step", "chars", "train_seconds", "flops"] = "step"
-    """x-axis of --text: step, chars, train_seconds or flops"""
+    """x-axis of --text, and of the right half of --png if it is not step: chars, train_seconds or flops"""
     serve: bool = False
     """show the page on this machine, and follow the runs"""
     port: Annotated[int, Range(least=0, most=65535, text="between 0 and 65535")] = 8321
@@ -85,7 +85,8 @@ def show(reader: Reader, options: Options) -> int:
     folder = Path(options.html or "").parent
     write(options.html, lambda: page(runs, options.metric, options.target, reader.skipped, folder))
     if options.png:
-        save_png(options.png, groups, timed, options.metric, target)
+        right = "train_seconds" if options.x == "step" else options.x
+        save_png(options.png, groups, timed, options.metric, target, right)
         print(f"wrote {options.png}", file=sys.stderr)
     return 0
 

@@ -1,4 +1,4 @@
-"""The loss curves as a PNG, for a README or a paper: against steps and against training time, side by side."""
+"""The loss curves as a PNG, for a README or a paper: against steps and, side by side, against training time or work."""
 
 import math
 
@@ -7,7 +7,12 @@ from lm.compare.runs import RunData
 from lm.compare.table import MEASURES, UNFINISHED, Group
 from lm.report.plot import Curve, Panel, save
 
-AXES = {"step": "optimiser steps", "train_seconds": "seconds of training"}
+AXES = {
+    "step": "optimiser steps",
+    "train_seconds": "seconds of training",
+    "chars": "characters of training",
+    "flops": "floating-point operations of training",
+}
 TITLES = {
     "val/loss": "validation loss, nats per character",
     "val/loss_streaming": "streaming validation loss, nats per character",
@@ -16,26 +21,29 @@ MOST = 24
 """Groups in one picture; more could not be told apart."""
 
 
-def save_png(path: str, groups: list[Group], timed: list[Group], metric: str, target: float | None) -> None:
+def save_png(
+    path: str, groups: list[Group], timed: list[Group], metric: str, target: float | None, right: str = "train_seconds"
+) -> None:
     """Draw two panels: one line per group, a band from its lowest to its highest run, the target dotted.
 
     Below them, the loss against each option that differs between the runs of a mixer.
 
     Args:
         groups: of the panel against steps.
-        timed: of the panel against seconds. A schedule follows its budget, so a fair comparison by time needs runs that
+        timed: of the panel on the right. A schedule follows its budget, so a fair comparison by time needs runs that
             ended after the same time.
+        right: the axis of that panel.
 
     Raises:
         UserError: the file cannot be written.
     """
     panels = []
-    for (axis, label), side in zip(AXES.items(), (groups, timed), strict=True):
+    for axis, side in (("step", groups), (right, timed)):
         shown = [item for item in side if item.has(metric)]
         curves: dict[str, list[Curve]] = {
             item.name: [run.points(metric, axis) for run in item.runs] for item in shown[:MOST]
         }
-        panels.append(Panel(label, TITLES[metric], curves))
+        panels.append(Panel(AXES[axis], TITLES[metric], curves))
     title = f"{MOST} of {len(shown)} groups" if len(shown) > MOST else "" if shown else f"no {metric} yet"
     runs = [run for item in groups for run in item.runs]
     below = [_points(parameter, runs, metric) for parameter in parameters(runs)]

@@ -37,6 +37,14 @@ def test_two_panels_with_the_curves_of_every_seed(tmp_path, drawn):
     assert seconds.curves == {"gru x2": [[(50, 3.0), (100, 1.5)], [(50, 4.0), (100, 1.5)]]}
 
 
+@pytest.mark.parametrize(("x", "label"), [("step", "seconds of training"), ("flops", "floating-point operations")])
+def test_the_axis_of_the_right_half(tmp_path, drawn, x, label):
+    run_of(tmp_path, "gru-s1", {100: 2.0, 200: 1.5})
+    assert compare([str(tmp_path), "--png", str(tmp_path / "a.png"), "--x", x]) == 0
+    (((steps, right), _, _),) = drawn
+    assert steps.x == "optimiser steps" and right.x.startswith(label)
+
+
 def test_what_is_not_drawn_is_said(tmp_path, drawn):
     for width in range(30):
         run_of(tmp_path / "many", f"run-{width}", {100: 2.0}, model={"width": width})
