@@ -187,11 +187,16 @@ def steps_and_seconds(ours: table.Arrival, transformer: table.Arrival, faster: f
     if not ours.reached:
         return f"none of {count} seeds reaches it", "disagrees"
     steps, seconds = (slow[axis].mean / ours.at[axis].mean for axis in ("step", "train_seconds"))
-    text = f"{ours.at['step'].mean:,.0f} against {slow['step'].mean:,.0f} steps: {steps:.1f} x fewer"
     seconds = seconds if faster is None else steps * faster
-    text += f"; {seconds:.1f} x less time"
+    counts = f"{ours.at['step'].mean:,.0f} against {slow['step'].mean:,.0f} steps"
+    text = f"{counts}: {times(steps, 'fewer', 'more')}; {times(seconds, 'less', 'more')} time"
     text += f" ({ours.reached} of {count} seeds reach it)" if ours.reached < count else ""
     return text, "agrees" if steps >= 2 else "fewer, but less so" if steps > 1.05 else "disagrees"
+
+
+def times(ratio: float, smaller: str, larger: str) -> str:
+    """By how many times something is smaller, or larger if the ratio is below one."""
+    return f"{ratio:.1f} x {smaller}" if ratio >= 1 else f"{1 / ratio:.1f} x {larger}"
 
 
 def copying(runs: Systems) -> Iterator[Row]:

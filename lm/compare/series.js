@@ -81,7 +81,7 @@ function short(value) {
   const rounded = Number(value.toPrecision(3));
   if (size < 1e5) return String(rounded);
   const [unit, name] = data.units.find(([unit]) => Math.abs(rounded) >= unit);
-  return rounded >= 1e15 ? value.toPrecision(3) : `${rounded / unit}${name}`;
+  return rounded >= 1e18 ? value.toPrecision(3) : `${rounded / unit}${name}`;
 }
 
 const fixed = (value) => (Number.isFinite(value) ? value.toFixed(4) : "\u2013");

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 """Units of large numbers, on the page too."""
 
 HIDDEN = dict.fromkeys({*range(32), *range(127, 160)} - set(map(ord, "\t\n")), "\ufffd")
@@ -18,7 +18,7 @@ def short(value: float) -> str:
     if abs(value) < 1e5 and (abs(value) >= 100 or value == int(value)):
         return f"{value:,.0f}"
     rounded = float(f"{value:.3g}")  # its unit is that of the rounded number: 999,600 is 1M, not 1000k
-    if not 1e5 <= abs(rounded) < 1e15:
+    if not 1e5 <= abs(rounded) < 1e18:
         return f"{value:.3g}"
     size, unit = next((size, unit) for size, unit in UNITS if abs(rounded) >= size)
     return f"{value / size:.3g}{unit}"

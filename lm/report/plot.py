@@ -9,6 +9,7 @@ from typing import Any
 
 from lm.files import atomic_open
 from lm.report import style
+from lm.report.format import short
 
 Curve = Sequence[tuple[Any, float]]
 INK, SOFT, TICK, FAINT = "#1f2328", "#57606a", "#8b949e", "#d9dee3"
@@ -170,8 +171,13 @@ def _format(ax: Any) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
     else:
         ax.set_xlim(left=0)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 or x == int(x) else f"{x:g}")
+    ax.xaxis.set_major_formatter(lambda x, _: tick(x))
     _style(ax)
+
+
+def tick(x: float) -> str:
+    """A number on an axis."""
+    return short(x) if x >= 1e6 else f"{x:,.0f}" if x >= 10 or x == int(x) else f"{x:g}"
 
 
 def _style(ax: Any) -> None:

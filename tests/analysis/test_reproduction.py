@@ -52,6 +52,13 @@ def test_a_second_transformer_is_a_second_yardstick(table, tmp_path):
     assert rows["Shakespeare, scaled, mingru: steps to the best loss of transformer, 1.5000"][2] == "disagrees"
 
 
+def test_more_steps_than_the_transformer(table, tmp_path):
+    for system, losses in {"mingru": [2.0, 1.9, 1.6], "transformer": [1.9, 1.6]}.items():
+        run_of(tmp_path / "language", f"{system}-seed1", dict(enumerate(losses, start=1)))
+    row = table()["Shakespeare, scaled, mingru: steps to the best loss of transformer, 1.6000"]
+    assert row[1:3] == ["3 against 2 steps: 1.5 x more; 1.5 x more time", "disagrees"]
+
+
 def test_full_size_runs_have_rows_of_their_own(table, tmp_path):
     run_of(tmp_path / "full", "mamba-seed1", {50: 1.75, 100: 1.5, 150: 1.6})
     rows = table(f"--full={tmp_path / 'full'}")

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lm.report import style
-from lm.report.plot import Panel, band, save
+from lm.report.plot import Panel, band, save, tick
 
 
 @pytest.fixture
@@ -102,3 +102,9 @@ def test_points_in_rows_below(figure):
     assert size.get_xticks().tolist() == [8, 32] and not rest.get_visible()
     assert [label.get_text() for label in word.get_xticklabels()] == ["cosine", "linear"]
     assert word.collections[0].get_edgecolor().tolist() != full.get_edgecolor().tolist()
+
+
+def test_numbers_on_an_axis():
+    assert [tick(x) for x in (0, 0.5, 2, 1_400, 200_000, 2e6, 2e14, 1.2e15)] == [
+        *("0", "0.5", "2", "1,400", "200,000", "2M", "200T", "1.2P")
+    ]
