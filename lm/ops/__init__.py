@@ -179,8 +179,9 @@ class Dropout(nn.Dropout):
         return cpu.dropout(x, None, self.p) if self._is_native(x) else super().forward(x)
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + forward(x), of one shape."""
-        if self._is_native(x) and residual.dtype == torch.float32 and _plain(residual, x.device):
+        """residual + forward(x)."""
+        alike = residual.shape == x.shape and residual.dtype == torch.float32 and _plain(residual, x.device)
+        if alike and self._is_native(x):
             return cpu.dropout(x, residual, self.p)
         return residual + self(x)
 

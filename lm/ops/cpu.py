@@ -282,7 +282,7 @@ def dropout_apply(x: Tensor, residual: Tensor | None, p: float, seed: int, dtype
     """residual + dropout(x) in `dtype`, with the random bits of this seed, below 2^64."""
     out = empty(x, dtype=dtype)
     call = Dropout(TYPES[x.dtype], TYPES[dtype], thread_count(x.numel()), (seed & 0xFFFFFFFF, seed >> 32))
-    call.least, call.scale, call.count = round(p * (1 << 32)), 1 / (1 - p), x.numel()
+    call.least, call.scale, call.count = min(round(p * (1 << 32)), (1 << 32) - 1), 1 / (1 - p), x.numel()
     call.x, call.out = x.data_ptr(), out.data_ptr()
     call.residual = None if residual is None else residual.data_ptr()
     library().dropout_apply(call)

@@ -98,6 +98,13 @@ def test_what_torch_computes(monkeypatch):
     assert torch.equal(got, nn.functional.dropout(x, 0.5))
 
 
-def test_a_residual_of_another_type_is_added_by_torch():
+def test_a_probability_that_rounds_to_one_drops_nearly_all():
+    assert Dropout(1 - 2**-40)(torch.ones(2, 3, 4)).count_nonzero() == 0
+
+
+def test_a_residual_of_another_type_or_shape_is_added_by_torch():
     x = torch.ones(2, 3, 4, dtype=torch.bfloat16)
     assert Dropout(0.5).add(x, x).dtype == torch.bfloat16 and Dropout(0.5).add(x.double(), x).dtype == torch.float64
+    assert (
+        not Dropout(0.5).add(torch.zeros(4), x).float().sub(torch.tensor([0.0, 2.0])[:, None, None, None]).prod(0).any()
+    )
