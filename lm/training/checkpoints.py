@@ -29,19 +29,14 @@ class Checkpoints(Callback):
         self.folder, self.recorder = run.checkpoints, recorder
         self.signalled = False
         self.cycle = 0  # in which the last step was, with optim.cycles
-        self.previous_handlers: dict[int, Any] = {}
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous_handlers[number] = signal.signal(number, self._signal)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # Not earlier: Lightning's own handler of SIGTERM, which this replaces, would leave a validation without saving
+        # anything, and broadcasts in the middle of a step. At the end Lightning puts back what was there before that.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._signal)
         self._name_best(trainer)  # a crash may have prevented that
         self.cycle = int(pl_module.config.optim.cycles * pl_module.clock.progress(trainer.global_step))
-
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        for number, handler in self.previous_handlers.items():
-            signal.signal(number, handler)
 
     def _signal(self, number: int, frame: Any) -> None:
         """Let training finish the step, save and stop. A second signal stops it at once."""

@@ -208,6 +208,25 @@ def test_ctrl_c_twice_stops_at_once(cut, capsys, monkeypatch, number):
     assert cut.comes_to_the_same_end()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("hook", ["training_step", "validation_step"])
+def test_a_signal_around_a_validation_saves_after_it(run_train, monkeypatch, number, hook):
+    """Lightning's handler of SIGTERM would leave a validation of several batches, and lose the steps before it."""
+    method, handlers = getattr(Task, hook), (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    sent = []
+
+    def signalled(self, *arguments):
+        if self.global_step == (9 if hook == "training_step" else 10) and not sent:
+            sent.append(os.kill(os.getpid(), number))
+        return method(self, *arguments)
+
+    monkeypatch.setattr(Task, hook, signalled)
+    run = run_train("a", "--trainer.max_steps", "30", "--eval.every", "5", code=130)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 10 and rows(run)[-1]["val/loss"]
+    assert Run(run).summary()["status"] == "interrupted"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
 @pytest.mark.parametrize(("size", "name"), [(200_000, "last.ckpt"), (2_000, "tokenizer.json"), (100, "config.yaml")])
 def test_a_full_disk_leaves_the_checkpoint_before(cut, capsys, size, name):
     checkpoint = (cut.path / "checkpoints" / "last.ckpt").read_bytes()
