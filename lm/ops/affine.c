@@ -81,15 +81,15 @@ static void pack_back(int type, const affine *c, int64_t panel) {
     }
 }
 
-/* A matrix (N, n) whose rows are units: tiles of `width` columns, `tile` units apart. */
+/* A matrix (N, n) whose rows are units `step` apart, in tiles of columns that begin `tile` units apart. */
 typedef struct {
     unit *data;
-    int64_t units, tile;
+    int64_t step, tile;
 } interleaved;
 
 INLINE interleaved take(char **memory, int type, int64_t N, int64_t n, int64_t width) {
     const int64_t units = (N + per_unit(type) - 1) / per_unit(type);
-    const interleaved taken = {(unit *)*memory, units, (units * width + LINE - 1) / LINE * LINE + LINE};
+    const interleaved taken = {(unit *)*memory, width, (units * width + LINE - 1) / LINE * LINE + LINE};
     *memory += (n + width - 1) / width * taken.tile * sizeof(unit);
     return taken;
 }
@@ -124,12 +124,12 @@ INLINE void write(int type, char *to, vector x) {
         return;
     }
 #endif
-    memcpy(to, &x, sizeof x);
+    save(to, x);
 }
 
 INLINE vector fetch(int type, const char *from) {
+    if (type == FLOAT32) return load(from);
     vector x;
-    if (type == FLOAT32) { memcpy(&x, from, sizeof x); return x; }
     for (int j = 0; j < LANES; j++) x[j] = from_bfloat16(((const uint16_t *)from)[j]);
     return x;
 }
@@ -154,7 +154,7 @@ INLINE void forward_tile(int type, const affine *c, int64_t row, int64_t column,
             if (c->bias) y += *(const vector *)(c->bias + i);
             if (c->sum) {
                 y += *(const vector *)(c->residual + at);
-                memcpy(c->sum + at, &y, sizeof y);
+                save(c->sum + at, y);
                 continue;
             }
             write(type, c->y + at * size_of(type), y);
@@ -242,6 +242,9 @@ INLINE void add_rows(int type, const char *rows, int64_t m, int64_t n, float *su
     for (int64_t i = 0; i < m * n; i += LANES) *(vector *)(sum + i % n) += fetch(type, rows + i * size_of(type));
 }
 
+/* Whether the gradient of y needs no interleaving: rows of floats are units, and a tile may begin at any column. */
+INLINE int in_place(int type, const affine *c) { return type == FLOAT32 && c->M >= ROWS; }
+
 /* What a part of the rows contributes to the gradients of a map's weights and bias, and needs for it. */
 typedef struct {
     interleaved grad, x; /* the rows of a round */
@@ -252,7 +255,7 @@ typedef struct {
 typedef struct {
     share maps[2];
     char *rounded;               /* grad_sum in x's type */
-    char *squared, *grad_hidden; /* of two maps: what is between them */
+    char *squared, *grad_hidden; /* of two maps: what is between them; grad_hidden of a round if it is used in place */
 } part;
 
 /* The gradient of x in the rows from `start` to `end`; interleaves them, `row` rows after the first of their round. */
@@ -264,7 +267,7 @@ INLINE void backward_rows(int type, const affine *c, int64_t start, int64_t end,
         for (int64_t i = 0; i < m * c->M; i += LANES) write(type, rounded + i * size, fetch(FLOAT32, rows + 4 * i));
         rows = rounded;
     }
-    interleave(type, rows, row, m, c->M, ROWS, p->grad);
+    if (!in_place(type, c)) interleave(type, rows, row, m, c->M, ROWS, p->grad);
     interleave(type, c->x + start * c->K * size, row, m, c->K, COLUMNS, p->x);
     for (int64_t j = 0; j < c->K; j += COLUMNS)
         for (int64_t i = 0; i < m; i += ROWS) {
@@ -275,8 +278,18 @@ INLINE void backward_rows(int type, const affine *c, int64_t start, int64_t end,
         }
 }
 
-/* The same for all maps. */
-INLINE void backward_block(int type, const affine *maps, int count, int64_t start, int64_t end, int64_t row, const part *p) {
+/* The first of two maps, whose gradient of y is only what the second left in the rows from `start` on. */
+INLINE affine with_hidden(int type, const affine *maps, int64_t start, const part *p) {
+    affine first = maps[0];
+    first.grad = beginning_at(type, p->grad_hidden, start, first.M);
+    return first;
+}
+
+/* The same for all maps, in the rows from `start` to `end` of the round that begins at `round`. */
+INLINE void backward_block(
+    int type, const affine *maps, int count, int64_t start, int64_t end, int64_t round, const part *p
+) {
+    const int64_t row = start - round;
     affine first = maps[0], last = maps[count - 1];
     if (count > 1) {
         const int64_t size = size_of(type), K = last.K;
@@ -286,24 +299,29 @@ INLINE void backward_block(int type, const affine *maps, int count, int64_t star
         }
         last.squared_of = first.y;
         last.x = beginning_at(type, p->squared, start, K);
-        first.grad = last.grad_x = beginning_at(type, p->grad_hidden, start, K);
+        first = with_hidden(type, maps, in_place(type, maps) ? round : start, p);
+        last.grad_x = (char *)first.grad;
         backward_rows(type, &last, start, end, row, p->maps + 1, p->rounded);
     }
     backward_rows(type, &first, start, end, row, p->maps, p->rounded);
 }
 
-/* Adds what the m rows of a round contribute to the gradient of the weights; the first round sets it. */
-INLINE void backward_weights(int type, const affine *c, int64_t m, int is_first, const share *p) {
+/* Adds what a round, the m rows from `round` on, contributes to the gradient of the weights. The first round sets it. */
+INLINE void backward_weights(int type, const affine *c, int64_t round, int64_t m, int is_first, const share *p) {
     const int64_t units = (m + per_unit(type) - 1) / per_unit(type);
+    const char *rows = c->grad_sum ? (const char *)c->grad_sum : c->grad;
+    const int is_placed = in_place(type, c);
+    const interleaved y = is_placed ? (interleaved){(unit *)rows + round * c->M, c->M, ROWS} : p->grad;
     for (int64_t column = 0; column < c->K; column += COLUMNS)
         for (int64_t start = 0; start < units; start += DEPTH)
             for (int64_t row = 0; row < c->M; row += ROWS) {
                 vector sum[ROWS][2];
-                const unit *grad = p->grad.data + row / ROWS * p->grad.tile + start * ROWS;
+                const int skip = is_placed && row + ROWS > c->M ? row + ROWS - c->M : 0; /* rows that are done */
+                const unit *grad = y.data + row / ROWS * y.tile + start * y.step - skip;
                 const unit *x = p->x.data + column / COLUMNS * p->x.tile + start * COLUMNS;
-                multiply_tile(type, units - start < DEPTH ? units - start : DEPTH, grad, 1, ROWS, x, COLUMNS, sum);
-                for (int r = 0; r < ROWS && row + r < c->M; r++) {
-                    vector *to = (vector *)(p->weight + (row + r) * c->K + column);
+                multiply_tile(type, units - start < DEPTH ? units - start : DEPTH, grad, 1, y.step, x, COLUMNS, sum);
+                for (int r = skip; r < ROWS && row - skip + r < c->M; r++) {
+                    vector *to = (vector *)(p->weight + (row - skip + r) * c->K + column);
                     to[0] = is_first && !start ? sum[r][0] : to[0] + sum[r][0];
                     to[1] = is_first && !start ? sum[r][1] : to[1] + sum[r][1];
                 }
@@ -320,10 +338,13 @@ INLINE void backward_part(int type, const affine *maps, int count, int index, in
         const int64_t from = start + piece_start(n, rounds, r), m = start + piece_start(n, rounds, r + 1) - from;
         const int64_t blocks = pieces(m, BLOCK);
         for (int64_t block = 0; block < blocks; block++) {
-            const int64_t row = piece_start(m, blocks, block);
-            backward_block(type, maps, count, from + row, from + piece_start(m, blocks, block + 1), row, p);
+            const int64_t first = from + piece_start(m, blocks, block), end = from + piece_start(m, blocks, block + 1);
+            backward_block(type, maps, count, first, end, from, p);
         }
-        for (int i = 0; i < count; i++) backward_weights(type, maps + i, m, !r, p->maps + i);
+        for (int i = 0; i < count; i++) {
+            const affine map = i + 1 < count ? with_hidden(type, maps, from, p) : maps[i];
+            backward_weights(type, &map, from, m, !r, p->maps + i);
+        }
     }
 }
 
@@ -340,7 +361,7 @@ INLINE int64_t divide(int type, const affine *maps, int count, int64_t rows, cha
     const int64_t block = 2 * BLOCK * size_of(type);
     p->rounded = end, end += block * maps[count - 1].M;
     p->squared = end, end += count > 1 ? block * maps[0].M : 0;
-    p->grad_hidden = end, end += count > 1 ? block * maps[0].M : 0;
+    p->grad_hidden = end, end += count == 1 ? 0 : maps->M * (in_place(type, maps) ? rows * size_of(type) : block);
     return end - memory;
 }
 
