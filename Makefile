@@ -61,7 +61,7 @@ paper: .venv/ready
 # docs/reproduction.md: the paper's language modelling at its own size. Finished runs are skipped, interrupted ones resumed.
 FULL ?= runs/paper_full
 paper-full: .venv/ready
-	@echo "four trainings, about 8 hours on two cores that multiply bfloat16, minutes on a GPU; the runs are in $(FULL)"
+	@echo "four trainings, about 4 hours on two cores that multiply bfloat16, minutes on a GPU; the runs are in $(FULL)"
 	$(BIN)/char-lm sweep --configs $(addprefix configs/paper/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml) --runs $(FULL)
 	$(BIN)/char-lm compare $(FULL) --png docs/paper_full.png --x flops --insert docs/reproduction.md#paper_full
 	$(BIN)/char-lm evaluate $(FULL)/*-seed1 --insert docs/reproduction.md#paper_full_streaming
@@ -97,11 +97,14 @@ records: .venv/ready
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
 BENCHES ?= cell busy "page --pages runs/inside.html" step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
   "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 CC="gcc -mno-avx512f"
 performance: .venv/ready-test
 	mkdir -p runs && $(BIN)/char-lm inspect pretrained --html runs/inside.html > /dev/null
 	for bench in $(BENCHES); do $(BIN)/char-lm bench $$bench --insert docs/performance.md || exit; done
 	$(BIN)/char-lm bench step --model.width 384 --model.options.convolution 0 --data.batch_size 16 --data.context 256 --steps 30 \
 	  --insert "docs/performance.md#bench step 384"
+	$(AVX2) $(BIN)/char-lm bench step --against af1ce59 --ours "--trainer.precision 32" \
+	  --insert "docs/performance.md#bench step against avx2"
 	$(BIN)/char-lm bench corpus --insert docs/scale.md
 	$(BIN)/char-lm bench context --insert docs/scale.md
 	$(BIN)/char-lm bench split --insert docs/scale.md

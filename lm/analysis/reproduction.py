@@ -170,8 +170,7 @@ def to_target(
             fewer = BEST_STEPS["transformer"] / BEST_STEPS[name]
             paper = f"{'2.5 x fewer; ' if name == 'mingru' else ''}to the own best {fewer:.1f} x fewer"
             claim = f"{where}, {name}: steps to the best loss of {yardstick}, {target:.4f}"
-            known = speeds and name in speeds and yardstick in speeds
-            faster = speeds[yardstick] / speeds[name] if speeds and known else None
+            faster = speeds[yardstick] / speeds[name] if speeds and {name, yardstick} <= speeds.keys() else None
             yield Row(claim, paper, *steps_and_seconds(found[name], found[yardstick], faster), runs.source(name))
 
 
@@ -185,7 +184,7 @@ def steps_and_seconds(ours: table.Arrival, transformer: table.Arrival, faster: f
     if not transformer.reached or not ours.group.has("val/loss"):
         return MISSING, "-"
     if not ours.reached:
-        return f"none of {count} seeds reaches it", "disagrees"
+        return "not reached" if count == 1 else f"not reached by any of {count} seeds", "disagrees"
     steps, seconds = (slow[axis].mean / ours.at[axis].mean for axis in ("step", "train_seconds"))
     seconds = seconds if faster is None else steps * faster
     counts = f"{ours.at['step'].mean:,.0f} against {slow['step'].mean:,.0f} steps"

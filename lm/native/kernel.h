@@ -30,8 +30,8 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float aliased __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* Not by memcpy, which compilers for AVX2 make of two halves that pass through the stack. */
-INLINE vector load(const void *from) { return (vector)*(const aliased *)from; }
-INLINE void save(void *to, vector x) { *(aliased *)to = (aliased)x; }
+INLINE vector load_vector(const void *from) { return (vector)*(const aliased *)from; }
+INLINE void save_vector(void *to, vector x) { *(aliased *)to = (aliased)x; }
 
 /* A (B, T, D) tensor with contiguous channels; strides in elements. */
 typedef struct {

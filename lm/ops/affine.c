@@ -124,11 +124,11 @@ INLINE void write(int type, char *to, vector x) {
         return;
     }
 #endif
-    save(to, x);
+    save_vector(to, x);
 }
 
 INLINE vector fetch(int type, const char *from) {
-    if (type == FLOAT32) return load(from);
+    if (type == FLOAT32) return load_vector(from);
     vector x;
     for (int j = 0; j < LANES; j++) x[j] = from_bfloat16(((const uint16_t *)from)[j]);
     return x;
@@ -154,7 +154,7 @@ INLINE void forward_tile(int type, const affine *c, int64_t row, int64_t column,
             if (c->bias) y += *(const vector *)(c->bias + i);
             if (c->sum) {
                 y += *(const vector *)(c->residual + at);
-                save(c->sum + at, y);
+                save_vector(c->sum + at, y);
                 continue;
             }
             write(type, c->y + at * size_of(type), y);

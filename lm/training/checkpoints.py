@@ -35,6 +35,8 @@ class Checkpoints(Callback):
         # anything, and broadcasts in the middle of a step. At the end Lightning puts back what was there before that.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._signal)
+        if hasattr(signal, "SIGCONT"):  # after Ctrl-Z; not on Windows
+            signal.signal(signal.SIGCONT, lambda number, frame: pl_module.clock.skip())
         self._name_best(trainer)  # a crash may have prevented that
         self.cycle = int(pl_module.config.optim.cycles * pl_module.clock.progress(trainer.global_step))
 

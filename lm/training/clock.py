@@ -28,6 +28,11 @@ class Clock:
             self.seconds += now - self._since
             self._since = now
 
+    def skip(self) -> None:
+        """Leave out the time since the last start or lap, in which the process did not run."""
+        if self._since is not None:
+            self.start()
+
     def stop(self) -> None:
         """Stop counting."""
         self.lap()

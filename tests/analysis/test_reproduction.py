@@ -133,7 +133,7 @@ def test_a_target_that_is_not_reached_is_no_number(table, tmp_path):
     run_of(tmp_path / "language", "transformer-seed1", dict(enumerate([2.2, 1.6], start=1)))
     rows = table()
     (key,) = (key for key in rows if key.startswith("Shakespeare, scaled, mingru: steps"))
-    assert rows[key][1:3] == ["none of 1 seeds reaches it", "disagrees"]
+    assert rows[key][1:3] == ["not reached", "disagrees"]
     assert "nan" not in str(rows)
 
 

@@ -227,6 +227,19 @@ def test_a_signal_around_a_validation_saves_after_it(run_train, monkeypatch, num
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
+def test_time_in_which_the_process_is_stopped_is_not_counted(run_train, monkeypatch):
+    method = Task.training_step
+
+    def continued(self, *arguments):
+        if self.global_step == 5:
+            self.clock._since -= 1000
+            os.kill(os.getpid(), signal.SIGCONT)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(Task, "training_step", continued)
+    assert Run(run_train("a", "--trainer.max_steps", "10")).summary()["train_seconds"] < 1000
+
+
 @pytest.mark.parametrize(("size", "name"), [(200_000, "last.ckpt"), (2_000, "tokenizer.json"), (100, "config.yaml")])
 def test_a_full_disk_leaves_the_checkpoint_before(cut, capsys, size, name):
     checkpoint = (cut.path / "checkpoints" / "last.ckpt").read_bytes()

@@ -10,7 +10,7 @@ from lm.training.clock import Clock
 
 
 def test_it_counts_while_it_runs(monkeypatch):
-    times = iter([10.0, 12.0, 15.0, 100.0, 101.0])
+    times = iter([10.0, 12.0, 15.0, 100.0, 150.0, 151.0])
     monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     watch = Clock(TrainerConfig(max_steps=4), seconds=0.5)
     watch.lap()
@@ -21,8 +21,10 @@ def test_it_counts_while_it_runs(monkeypatch):
     watch.stop()  # at 15
     assert watch.seconds == 5.5
     watch.lap()
+    watch.skip()  # it does not run
     watch.start()  # at 100
-    watch.stop()  # at 101
+    watch.skip()  # at 150
+    watch.stop()  # at 151
     assert watch.seconds == 6.5
 
 
