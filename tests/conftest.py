@@ -1,6 +1,7 @@
 """Shared fixtures: a small corpus, and `char-lm train` run on it in this process."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.commands import train
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share the cores, one each
+signal.signal(signal.SIGINT, signal.default_int_handler)  # programs started by a background job of a shell ignore it
 settings.register_profile("shared machine", deadline=None, max_examples=50)
 settings.load_profile("shared machine")
 
