@@ -5,6 +5,7 @@ the last chunk: it computes each chunk again, from the state at its start and wi
 gradient of that state on to the chunk before. A step costs one forward pass more than without chunks.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -36,15 +37,20 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, model: Any, x: Any, y: Any, state: Any, chunk: int, ends: Any, *parameters: Tensor) -> Tensor:
         ctx.model, ctx.parameters = model, parameters
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-        ctx.pieces, ctx.borders = list(zip(x.split(chunk, dim=1), y.split(chunk, dim=1), strict=True)), []
+        ctx.pieces = list(zip(x.split(chunk, dim=1), y.split(chunk, dim=1), strict=True))
+        ctx.borders, stacks = [(state, _random_state(x.device))], None
         ctx.scored = (y != IGNORED).sum()
         total = x.new_zeros((), dtype=torch.float32)
-        for piece_x, piece_y in ctx.pieces:
-            ctx.borders.append((state, _random_state(x.device)))
+        for i, (piece_x, piece_y) in enumerate(ctx.pieces):
             logits, state = model(piece_x, state)
-            state = tuple(tuple(t.clone() for t in layer) for layer in state)  # parts of the chunk's tensors until then
             total += _sum(logits, piece_y)
-        ends.append(state)
+            border = (*state, (_random_state(x.device),))
+            stacks = stacks or tuple(tuple(t.new_empty(len(ctx.pieces), *t.shape) for t in layer) for layer in border)
+            *layers, (random,) = _store(border, stacks, i)
+            state = tuple(layers)
+            ctx.borders.append((state, random))
+        ctx.borders.pop()
+        ends.append(tuple(tuple(t.clone() for t in layer) for layer in state))
         return total / ctx.scored
 
     @staticmethod
@@ -55,7 +61,7 @@ class _Chunked(torch.autograd.Function):
         passed: list[Tensor] = []  # gradients of the state at the end of the chunk
         after = _random_state(device)
         for (x, y), (state, random) in zip(reversed(ctx.pieces), reversed(ctx.borders), strict=True):
-            _set_random_state(device, random)
+            _set_random_state(device, random.clone())  # torch 2.13 crashes when it is given a row of a tensor
             starts = None if state is None else tuple(tuple(_leaf(t) for t in layer) for layer in state)
             leaves = [] if starts is None else _differentiable(starts)
             with torch.enable_grad(), torch.autocast(device.type, ctx.autocast[1], enabled=ctx.autocast[0]):
@@ -72,6 +78,17 @@ class _Chunked(torch.autograd.Function):
                 sums[i] = g if before is None else before if g is None else before.add_(g)
         _set_random_state(device, after)
         return None, None, None, None, None, None, *sums
+
+
+def _store(border: ModelState, stacks: ModelState, i: int) -> ModelState:
+    """Copy each tensor to row i of its stack; returns the rows.
+
+    Small blocks, allocated between the large ones of each chunk, would keep the allocator from using those again.
+    """
+    rows = tuple(tuple(stack[i] for stack in layer) for layer in stacks)
+    for row, tensor in zip(itertools.chain(*rows), itertools.chain(*border), strict=True):
+        row.copy_(tensor)
+    return rows
 
 
 def _sum(logits: Tensor, y: Tensor) -> Tensor:
