@@ -12,7 +12,6 @@ interrupted ones resumed, so that the same command can be given again.
 searches for the best values of options instead (`lm.analysis.search`), from any number of processes and machines.
 """
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from lm.analysis.search.space import read_space
 from lm.analysis.search.storage import default_url
-from lm.analysis.search.worker import Search
+from lm.analysis.search.worker import Search, training
 from lm.analysis.search.worker import run as search
 from lm.compare import main as compare
 from lm.config.command import parse
@@ -120,8 +119,9 @@ def command(path: Path, argv: list[str]) -> list[str] | None:
 
 
 def execute(words: list[str]) -> int:
-    """Run a command to its end. Returns its exit code."""
-    return subprocess.run(words, check=False).returncode
+    """Run a training to its end. Returns its exit code. If this process is stopped, the training saves a checkpoint."""
+    with training(words) as process:
+        return process.wait()
 
 
 def main(words: list[str]) -> int:

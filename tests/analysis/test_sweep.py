@@ -1,6 +1,9 @@
 """The sweep: every run once, finished ones skipped, broken ones resumed, another configuration refused."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -62,6 +65,39 @@ def test_a_run_that_diverged_before_is_not_trained_again_and_is_the_exit_code(ru
     run = Run(tmp_path / "sweep" / "mingru-seed1")
     run.write("summary.json", json.dumps(run.summary() | {"status": "diverged"}))
     assert run_sweep("--trainer.max_steps", "2", code=1) == []
+
+
+TRAINING = """
+import signal, sys, time
+from lm.training.processes import end_with_launcher
+end_with_launcher()
+try:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)  # longer than Popen waits after Ctrl-C
+    print("saved", flush=True)
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_lets_the_training_save(number):
+    if number == signal.SIGTERM and sys.platform != "linux":
+        pytest.skip("only Linux tells a process of its parent's end")
+    code = f"from lm.analysis import sweep; sweep.execute({[sys.executable, '-c', TRAINING]!r})"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=commands.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as sweeping:
+        assert sweeping.stdout and sweeping.stdout.readline() == "ready\n"
+        sweeping.send_signal(number)
+        assert sweeping.stdout.read() == "saved\n"  # until the training too has closed it
+        assert sweeping.wait() == -number
 
 
 def test_configurations_at_several_values(tmp_path):
