@@ -26,9 +26,10 @@ results: .venv/ready
 	$(BIN)/char-lm evaluate data/pretrained --insert README.md#pretrained
 	$(BIN)/char-lm evaluate data/pretrained --weights int8 --insert README.md#int8
 
-# docs/recipe.md: what single options are worth at 1,996,800 characters; 12 minutes after `make results`, of which it takes
+# docs/recipe.md: what single options are worth at 1,996,800 characters; 25 minutes after `make results`, of which it takes
 # the runs of the defaults. Finished runs are skipped.
 TRIAL := $(BIN)/char-lm sweep --runs runs/recipe
+TUNING := $(BIN)/char-lm sweep --runs runs/recipe_tuning
 VARIED := "data.sampling windows" "model.residual_init 1" "optim.muon_beta2 0" "optim.muon_lr 0.03" "optim.weight_decay 0.05 0.2" \
   "optim.muon_polynomials jordan5 polar5 polar3" "optim.schedule cosine" "optim.ema 0.98"
 recipe: .venv/ready
@@ -37,6 +38,9 @@ recipe: .venv/ready
 	$(TRIAL) --configs configs/v0.1.yaml --vary model.mixer mingru attention -- --trainer.max_steps 1300
 	$(TRIAL) --mixers mingru --vary data.batch_size 6 -- --trainer.max_steps 2600 --optim.muon_lr 0.015
 	$(BIN)/char-lm compare runs/equal_characters runs/recipe --insert docs/recipe.md
+	$(TUNING) --mixers mingru --seeds 1 2 3 --vary model.residual_init 0 1 -- --trainer.max_steps 1300 --data.tuning true
+	$(TUNING) --mixers attention --seeds 1 2 --vary model.residual_init 0 1 -- --trainer.max_steps 1300 --data.tuning true
+	$(BIN)/char-lm compare runs/recipe_tuning --insert docs/recipe.md#tuning
 
 # docs/reproduction.md: the paper's experiments, scaled for two cores; finished runs are skipped.
 LM := $(addprefix configs/paper_cpu/,mingru.yaml minlstm.yaml mamba.yaml transformer.yaml transformer_learned.yaml)
@@ -96,7 +100,7 @@ records: .venv/ready
 
 # docs/performance.md, measured on this machine, which must be idle for an hour. BENCHES="cell train" measures a part.
 BENCHES ?= cell busy "page --pages runs/inside.html" step "step --against af1ce59" start train "length --plot docs/length.png --json docs/length.json --limit 3" "numerics --plot docs/numerics.png --json docs/numerics.json" \
-  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm attention" "parameters --json docs/parameters.json" overhead
+  "sample --parts peers batch" "sample --parts length --generated 1000 100000 1000000 --mixers mingru minlstm" "parameters --json docs/parameters.json" overhead
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 CC="gcc -mno-avx512f"
 performance: .venv/ready-test
 	mkdir -p runs && $(BIN)/char-lm inspect pretrained --html runs/inside.html > /dev/null
@@ -105,6 +109,8 @@ performance: .venv/ready-test
 	  --insert "docs/performance.md#bench step 384"
 	$(AVX2) $(BIN)/char-lm bench step --against af1ce59 --ours "--trainer.precision 32" \
 	  --insert "docs/performance.md#bench step against avx2"
+	$(BIN)/char-lm bench sample --parts length --generated 1000 10000 100000 --mixers attention \
+	  --insert "docs/performance.md#bench sample length attention"
 	$(BIN)/char-lm bench corpus --insert docs/scale.md
 	$(BIN)/char-lm bench context --insert docs/scale.md
 	$(BIN)/char-lm bench split --insert docs/scale.md

@@ -198,9 +198,9 @@ def resident() -> int | None:
 def grow(name: str, arguments: options.Sample) -> tuple[list[Row], Row]:
     """One row per length: seconds per character there, all lengths in turns, and memory as generation went on."""
     device, _ = measure.device_and_type(arguments)
-    model = make(name, arguments.widths[0], arguments)
-    chars = slow(arguments)
-    writer = Writer(pack(model), 1, chars)
+    model = pack(make(name, arguments.widths[0], arguments))
+    chars = arguments.chars if isinstance(model, Packed) else slow(arguments)
+    writer = Writer(model, 1, chars)
     writers, memory, written = {}, [], 0
     for length in sorted(arguments.generated):
         writer(length - written)
