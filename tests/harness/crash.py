@@ -224,10 +224,14 @@ def sweep_calls(kit: Kit, wanted: int | None, chance: random.Random) -> Iterator
 # ---------------------------------------------------------------- the command
 
 
-def kill_randomly(kit: Kit, kills: int, own: int, chance: random.Random, tally: collections.Counter) -> list[str]:
-    """Kill so many times, run after run; every fifth (if own is 5) in a process of its own. Returns the differences."""
-    life, wrong, run, done = kit.finish("first"), [], 0, 0
-    wrong += kit.verdict("first")
+def kill_randomly(
+    kit: Kit, life: float, kills: int, own: int, chance: random.Random, tally: collections.Counter
+) -> list[str]:
+    """Kill so many times within `life` seconds, run after run; every fifth (if own is 5) in a process of its own.
+
+    Returns the differences.
+    """
+    wrong, run, done = [], 0, 0
     while done < kills:
         phase = kill_at_random(kit, f"run{run}", life, own > 0 and done % own == own - 1, chance)
         if phase is not None:
@@ -256,8 +260,8 @@ def main() -> int:
         options = EXACT + STREAMS * arguments.streams
         if arguments.kills:
             kit = Kit(Path(folder, "random"), options)
-            kit.finish("whole")
-            wrong += kill_randomly(kit, arguments.kills, arguments.own, chance, tally)
+            life = kit.finish("whole")
+            wrong += kill_randomly(kit, life, arguments.kills, arguments.own, chance, tally)
         if arguments.calls != "0":
             kit = Kit(Path(folder, "calls"), [*options, "--trainer.max_steps", "18"])
             kit.finish("whole")

@@ -96,7 +96,7 @@ def test_257_steps(path, name):
 
 
 @pytest.mark.parametrize("name", PARTS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_half_types(name, dtype):
     check(name, 2, 17, 24, dtype)
 
