@@ -75,10 +75,18 @@ def save(
             at = axes[0].get_yaxis_transform()
             axes[0].text(0.012, target, f"target {target:g}", transform=at, va="bottom", fontsize=8.5, color=SOFT)
         legend = dict(pair for ax in grid.flat for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        if legend:
-            columns = min(len(legend), 3 * len(panels))
-            figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
+        _legend(figure, legend)
         figure.suptitle(title, fontsize=10)
+
+
+def _legend(figure: Any, lines: dict[str, Any]) -> None:
+    """A legend below all panels, in as few rows as fit."""
+    for columns in range(len(lines), 0, -1):
+        legend = figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False)
+        if legend.get_window_extent().width <= figure.bbox.width:
+            break
+        if columns > 1:
+            legend.remove()
 
 
 @contextmanager

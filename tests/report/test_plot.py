@@ -72,6 +72,14 @@ def test_names_are_neither_formulas_nor_hidden(figure):
     assert [text.get_text() for text in legend.texts] == [r"\$x_{", "hidden", "?"]
 
 
+@pytest.mark.parametrize(("length", "columns"), [(3, 6), (16, 2), (50, 1)])
+def test_the_legend_is_inside_the_picture_in_as_few_rows_as_fit(figure, length, columns):
+    drawn = figure([Panel("x", "y", {str(i) + "m" * length: [[(1, 2.0), (3, 4.0)]] for i in range(6)})])
+    (legend,) = drawn.legends
+    place = legend.get_window_extent()
+    assert place.x0 >= 0 and place.x1 <= drawn.bbox.x1 and legend._ncols == columns
+
+
 def test_band_interpolates_where_all_curves_have_values():
     assert band([[(0, 0.0), (4, 4.0)], [(1, 3.0), (2, 5.0), (6, 5.0)]]) == [
         (1, 1, 2, 3),
