@@ -83,10 +83,9 @@ def _legend(figure: Any, lines: dict[str, Any]) -> None:
     """A legend below all panels, in as few rows as fit."""
     for columns in range(len(lines), 0, -1):
         legend = figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False)
-        if legend.get_window_extent().width <= figure.bbox.width:
-            break
-        if columns > 1:
-            legend.remove()
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ RUN_NAME = "CHAR_LM_RUN_NAME"
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Variables that torchrun, Lightning or srun sets in the processes that they start. If RANK is there, it decides."""
 WORKER = "CHAR_LM_WORKER"
-"""Environment variable that says that the worker of a search has started this process."""
+"""Environment variable that says that a sweep, or the worker of a search, has started this process."""
 PARENTS = {"TORCHELASTIC_RUN_ID": "SIGKILL", WORKER: "SIGTERM"}
 """Variables that say what has started this process, and the signal that it gets when that is killed. One of a group
 ends at once, as the others would wait for it, and the run's lock would stay taken; one alone saves a checkpoint."""
@@ -124,7 +124,7 @@ def end_with_launcher() -> None:
 
 
 def environment_of_trial() -> dict[str, str]:
-    """The environment of a training that a worker starts: alone, even if a launcher such as srun starts the workers."""
+    """The environment of a training of a sweep or a search: alone, even if a launcher such as srun has started that."""
     return {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)} | {WORKER: "1"}
 
 
